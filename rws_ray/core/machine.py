@@ -1,0 +1,201 @@
+"""The Helmholtz machine: a generative network p(x, h) and an inference network q(h|x) over layers of binary units.
+
+p(x, h) = p(x|h1) p(h1|h2) … p(hL) and q(h|x) = q(h1|x) q(h2|h1) … q(hL|hL−1) (Bornschein & Bengio 2015, section 2).
+`layers` lists widths data side first. Suffixes: B batch, K samples per example, D visible units, H hidden units.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from rws_ray.core import storage
+from rws_ray.core.layers import BernoulliPrior, Observation, SigmoidLayer
+from rws_ray.core.streams import Stream, generator
+
+if TYPE_CHECKING:
+    from rws_ray.core.likelihood import Likelihood
+
+HIDDEN_BIAS = -1.0  # units start sparse, σ(−1) = 0.27, as in the reference
+
+
+class HelmholtzMachine(nn.Module):
+    """A sigmoid belief network p with its inference network q.
+
+    Args:
+        dim: D, the number of visible units.
+        layers: widths of the stochastic layers, data side first.
+        shape: of one example where it is an image, (height, width); () where it is not.
+        p_layer, q_layer: the kind of the conditionals, `sbn`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        layers: Sequence[int],
+        shape: Sequence[int] = (),
+        p_layer: str = "sbn",
+        q_layer: str = "sbn",
+    ):
+        super().__init__()
+        self.dim, self.layers, self.shape = int(dim), [int(width) for width in layers], tuple(shape)
+        self.p_layer, self.q_layer = p_layer, q_layer
+        widths = [self.dim, *self.layers]
+        pairs = list(itertools.pairwise(widths))
+        self.p = _stack([SigmoidLayer(above, below) for below, above in pairs])
+        self.prior = BernoulliPrior(widths[-1])
+        self.q = _stack([SigmoidLayer(below, above) for below, above in pairs])
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments, as plain data."""
+        return {
+            "dim": self.dim,
+            "layers": self.layers,
+            "shape": list(self.shape),
+            "p_layer": self.p_layer,
+            "q_layer": self.q_layer,
+        }
+
+    def initialize(self, seed: int, init: str = "glorot", visible_mean: Tensor | None = None) -> HelmholtzMachine:
+        """Random weights, hidden biases −1, visible biases the logits of the training means where they are given.
+
+        Args:
+            seed: of the weights.
+            init: `glorot`, or `reference` (Glorot divided by the number of inputs).
+            visible_mean: (D,), each strictly between 0 and 1 (smooth them: a pixel may never be on).
+        """
+        draws = generator(seed, "init")
+        visible = HIDDEN_BIAS if visible_mean is None else torch.logit(visible_mean.double())
+        for index, layer in enumerate(self.p):
+            layer.initialize(init, visible if index == 0 else HIDDEN_BIAS, draws)
+        self.prior.initialize(HIDDEN_BIAS)
+        for layer in self.q:
+            layer.initialize(init, HIDDEN_BIAS, draws)
+        return self
+
+    # The two networks, layer by layer: what estimators and likelihoods are made of.
+
+    def infer(self, x_BD: Tensor, num_samples: int, stream: Stream) -> list[Observation]:
+        """Draw h ~ q(h|x), K for each example; the layers' observations, data side first."""
+        seen: list[Observation] = []
+        below = x_BD.unsqueeze(1)
+        for layer in self.q:
+            seen.append(layer.sample(below, num_samples, stream))
+            below = seen[-1].units
+        return seen
+
+    def observe_q(self, x_BD: Tensor, h: Sequence[Tensor]) -> list[Observation]:
+        """q's layers at given states: h[l] is (B, K, H_l)."""
+        inputs = [x_BD.unsqueeze(1), *h[:-1]]
+        return [layer.observe(units, below) for layer, units, below in zip(self.q, h, inputs, strict=True)]
+
+    def observe_p(self, x_BD: Tensor, h: Sequence[Tensor]) -> list[Observation]:
+        """p's layers at given states, data side first, the prior last."""
+        units = [x_BD.unsqueeze(1), *h[:-1]]
+        layers = [layer.observe(below, above) for layer, below, above in zip(self.p, units, h, strict=True)]
+        return [*layers, self.prior.observe(h[-1])]
+
+    def dream(self, num: int, stream: Stream) -> tuple[Tensor, list[Tensor]]:
+        """Draw (x, h) ~ p: x (num, D), h[l] (num, 1, H_l)."""
+        units = self.prior.sample(num, stream)
+        h = [units]
+        for layer in reversed(self.p):
+            units = layer.sample(units, 1, stream).units
+            h.insert(0, units)
+        return h[0][:, 0], h[1:]
+
+    # What users ask of a model.
+
+    @torch.no_grad()
+    def sample_prior(self, num: int, seed: int = 0) -> Tensor:
+        """Draw `num` examples from p: (num, D), values 0 and 1."""
+        return self.dream(num, self._stream(seed, "prior"))[0]
+
+    @torch.no_grad()
+    def sample_posterior(self, x_BD: Any, num_samples: int = 1, seed: int = 0) -> list[Tensor]:
+        """Draw states from q(h|x), the approximate posterior: for each layer (B, K, H_l)."""
+        x_BD = self.rows(x_BD)
+        return [seen.units for seen in self.infer(x_BD, num_samples, self._stream(seed, "posterior"))]
+
+    @torch.no_grad()
+    def log_joint(self, x_BD: Any, h: Sequence[Tensor]) -> Tensor:
+        """log p(x, h) in nats, (B, K) float64, for states h[l] of shape (B, K, H_l)."""
+        return total_log_prob(self.observe_p(self.rows(x_BD), h))
+
+    @torch.no_grad()
+    def log_weights(self, x_BD: Any, num_samples: int, seed: int = 0) -> Tensor:
+        """log w = log p(x, h) − log q(h|x) of K samples h ~ q(h|x): (B, K) float64."""
+        return self.draw_log_weights(self.rows(x_BD), num_samples, self._stream(seed, "posterior"))
+
+    def draw_log_weights(self, x_BD: Tensor, num_samples: int, stream: Stream) -> Tensor:
+        """As log_weights, with random numbers from the given stream."""
+        seen_q = self.infer(x_BD, num_samples, stream)
+        seen_p = self.observe_p(x_BD, [seen.units for seen in seen_q])
+        return total_log_prob(seen_p) - total_log_prob(seen_q)
+
+    def likelihood(self, x_BD: Any, num_samples: int, seed: int = 0) -> Likelihood:
+        """The importance-sampled estimate of log p(x) with its diagnostics; see core.likelihood."""
+        from rws_ray.core.likelihood import estimate_likelihood
+
+        x_BD = self.rows(x_BD)
+        return estimate_likelihood(self, x_BD, num_samples, seed, range(len(x_BD)))
+
+    def log_likelihood(self, x_BD: Any, num_samples: int, seed: int = 0) -> Tensor:
+        """log p̂(x) in nats from K samples, (B,) float64, for each row on its own; memory does not grow with K."""
+        return self.likelihood(x_BD, num_samples, seed).log_prob
+
+    @torch.no_grad()
+    def reconstruct(self, x_BD: Any, num_samples: int = 1, seed: int = 0) -> Tensor:
+        """Mean of p(x|h1) over K samples h1 ~ q(h1|x): (B, D) probabilities."""
+        x_BD = self.rows(x_BD)
+        h = self.infer(x_BD, num_samples, self._stream(seed, "posterior"))[0].units
+        return torch.sigmoid(self.p[0].logits(h)).mean(1)
+
+    # Storage: config.json and model.safetensors, nothing that is executed.
+
+    def save(self, folder: str | Path) -> None:
+        """Write config.json and model.safetensors (float32) into the folder, which is made where it is missing."""
+        tensors = {name: value.detach().float().cpu().contiguous() for name, value in self.state_dict().items()}
+        storage.write_model(Path(folder), self.config(), tensors)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> HelmholtzMachine:
+        """Read a machine that was saved; ValueError (a sentence) where files are missing, damaged or disagree."""
+        config, tensors = storage.read_model(Path(folder))
+        with torch.device("meta"):  # shapes alone: a config.json that asks for terabytes is refused before it gets them
+            shapes = {name: tuple(value.shape) for name, value in cls(**config).state_dict().items()}
+        storage.check_tensors(Path(folder), tensors, shapes)
+        machine = cls(**config)
+        machine.load_state_dict(tensors)
+        return machine
+
+    def rows(self, x_BD: Any) -> Tensor:
+        """Rows of 0 and 1 (tensor, array or nested list) as this machine's floats; ValueError where they are not."""
+        weight = self.prior.bias
+        x_BD = torch.as_tensor(x_BD, device=weight.device)
+        if x_BD.dim() != 2 or x_BD.shape[1] != self.dim:
+            raise ValueError(f"rows of {self.dim} units are needed, not an array of shape {tuple(x_BD.shape)}")
+        if not bool(((x_BD == 0) | (x_BD == 1)).all()):
+            raise ValueError("each value must be 0 or 1")
+        return x_BD.to(weight.dtype)
+
+    def _stream(self, seed: int, purpose: str) -> Stream:
+        return Stream(generator(seed, purpose, device=self.prior.bias.device))
+
+
+def _stack(layers: list[SigmoidLayer]) -> Sequence[SigmoidLayer]:
+    """A ModuleList, typed by what it holds."""
+    return cast("Sequence[SigmoidLayer]", nn.ModuleList(layers))
+
+
+def total_log_prob(seen: Sequence[Observation]) -> Tensor:
+    """Sum of the layers' log-probabilities, (B, K) float64 nats."""
+    total = seen[0].log_prob.double()
+    for each in seen[1:]:
+        total = total + each.log_prob
+    return total

@@ -1,0 +1,54 @@
+"""Random streams: every random number follows from a key, none from what was drawn before it elsewhere.
+
+A key is (seed, purpose, counters), for example (0, "wake", step, micro-shard). The stream of a key is the same
+whoever asks for it and whenever, so a run can stop, resume or change its number of workers without a trace.
+Suffixes: B batch, K samples per example, H units.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_24_BITS = 0xFFFFFF
+
+
+def generator(seed: int, purpose: str, *counters: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """The generator of one key.
+
+    The key is hashed, so neighbouring counters give unrelated streams. torch's CPU engine keeps 32 bits of the
+    hash: two of a run's streams coincide with chance 2⁻³² a pair, and then feed different examples.
+    """
+    key = "/".join([str(seed), purpose, *map(str, counters)])
+    number = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
+    return torch.Generator(device).manual_seed(number)
+
+
+class Stream:
+    """Uniform numbers for a batch: from one generator, or from one for each example.
+
+    With one for each example (as likelihood estimates use) an example's numbers do not depend on its neighbours.
+    """
+
+    def __init__(self, generators: torch.Generator | Sequence[torch.Generator]):
+        self.generators = [generators] if isinstance(generators, torch.Generator) else list(generators)
+
+    def uniform(self, shape: tuple[int, int, int]) -> Tensor:
+        """Uniform float32 on [0, 1), shape (B, K, H), each of the 2²⁴ multiples of 2⁻²⁴ equally likely."""
+        if len(self.generators) == 1:
+            return _uniform(shape, self.generators[0])
+        assert len(self.generators) == shape[0]
+        return torch.stack([_uniform(shape[1:], each) for each in self.generators])
+
+
+def _uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """As torch.rand, in a third of the time on a CPU: raw 64-bit draws, 24 bits of each half."""
+    count = 1
+    for size in shape:
+        count *= size
+    raw = torch.empty((count + 1) // 2, dtype=torch.int64, device=generator.device).random_(generator=generator)
+    bits = raw.view(torch.int32)[:count].bitwise_and_(_24_BITS)
+    return bits.to(torch.float32).mul_(2.0**-24).view(shape)

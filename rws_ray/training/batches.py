@@ -1,0 +1,69 @@
+"""Global batches, cut into the same micro-shards whichever worker holds them.
+
+The permutation of an epoch is keyed by (seed, epoch); grey images are binarized with numbers keyed by the micro-shard.
+Suffixes: N rows of the data set, n rows taken, D visible units.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rws_ray.core.streams import generator
+from rws_ray.data import Split
+
+
+class Examples:
+    """One split on a device, packed as it is stored; rows are unpacked as they are taken."""
+
+    def __init__(self, split: Split, device: torch.device):
+        self.num_rows, self.dim, self.is_grey = split.num_rows, split.dim, split.kind == "gray8"
+        self.rows = torch.from_numpy(np.ascontiguousarray(split.rows)).to(device)
+        bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
+        self._bytes = torch.from_numpy(bits).to(device, torch.float32)
+
+    def take(self, index_n: Tensor, draws: torch.Generator | None = None) -> Tensor:
+        """Rows as (n, D) floats 0 and 1; grey rows are drawn, each pixel on with probability value / 255."""
+        rows = self.rows[index_n]
+        if not self.is_grey:
+            return self._bytes[rows.long()].view(len(rows), -1)[:, : self.dim]
+        uniform = torch.rand(rows.shape, generator=draws, device=rows.device)
+        return (uniform * 255 < rows).float()
+
+
+class Epochs:
+    """The order in which the training rows are seen: step t of the run takes rows `batch(t)`.
+
+    Args:
+        num_rows: N.
+        batch_size: B; the last batch of an epoch holds what is left.
+        seed: of the permutations.
+    """
+
+    def __init__(self, num_rows: int, batch_size: int, seed: int):
+        self.num_rows, self.batch_size, self.seed = num_rows, batch_size, seed
+        self.steps = math.ceil(num_rows / batch_size)
+        self._epoch, self._order = -1, torch.empty(0)
+
+    def batch(self, step: int) -> Tensor:
+        """Row numbers of a global batch."""
+        epoch, place = divmod(step, self.steps)
+        if epoch != self._epoch:
+            self._order = torch.randperm(self.num_rows, generator=generator(self.seed, "shuffle", epoch))
+            self._epoch = epoch
+        return self._order[place * self.batch_size : (place + 1) * self.batch_size]
+
+
+def smoothed_means(split: Split) -> Tensor:
+    """Mean of each visible unit over the training rows as after one more row of each kind, (D,) float64."""
+    means = torch.from_numpy(split.means())
+    return (means * split.num_rows + 1) / (split.num_rows + 2)
+
+
+def independent_nll(train: Split, test: Split) -> float:
+    """NLL in nats of independent units with the (smoothed) training means: what a model must beat."""
+    mean_D, on_D = smoothed_means(train), torch.from_numpy(test.means())
+    return float(-(on_D * mean_D.log() + (1 - on_D) * (1 - mean_D).log()).sum())

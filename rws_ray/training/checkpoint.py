@@ -1,0 +1,151 @@
+"""Checkpoints: complete or absent, and found by looking.
+
+A checkpoint is a folder step-NNN with tensors.safetensors, state.json and, put in place last, manifest.json with the
+size and sha256 of both. Without a manifest that fits it does not count, so a kill, a full disk or a flipped bit costs
+one interval at most. The store is a local folder or an object store (s3://bucket/prefix).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+from pyarrow import fs
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from rws_ray.errors import ConfigError
+
+TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
+KEEP_NEWEST = 3
+
+
+class Checkpoint(NamedTuple):
+    """What a run goes on from."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+class Store(NamedTuple):
+    """A folder of files, local or in an object store."""
+
+    filesystem: fs.FileSystem
+    path: str
+
+    @property
+    def is_local(self) -> bool:
+        """Whether files can be synced and renamed."""
+        return isinstance(self.filesystem, fs.LocalFileSystem)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file whole, or leave the old one: aside, synced, renamed (an object store's put is atomic)."""
+        target = f"{self.path}/{name}"
+        if not self.is_local:
+            with self.filesystem.open_output_stream(target) as stream:
+                stream.write(data)
+            return
+        file = Path(target)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        aside = file.with_name(f".{file.name}.{os.getpid()}")
+        try:
+            with aside.open("wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            aside.replace(file)
+        finally:
+            aside.unlink(missing_ok=True)
+        sync_folder(file.parent)
+
+    def read(self, name: str) -> bytes:
+        """A file's bytes; FileNotFoundError where there is none."""
+        with self.filesystem.open_input_stream(f"{self.path}/{name}") as stream:
+            return stream.read()
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints that there are, complete or not, newest first."""
+        listing = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
+        found = (re.fullmatch(r"step-(\d+)", info.base_name) for info in listing)
+        return sorted((int(match[1]) for match in found if match), reverse=True)
+
+    def remove(self, name: str) -> None:
+        """Remove a folder and all in it."""
+        self.filesystem.delete_dir(f"{self.path}/{name}")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in the folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def open_store(place: str | Path) -> Store:
+    """The store at a local path or at a URI such as s3://bucket/prefix (AWS_* variables name endpoint and keys)."""
+    if "://" not in str(place):
+        return Store(fs.LocalFileSystem(), str(Path(place).resolve()))
+    try:
+        filesystem, path = fs.FileSystem.from_uri(str(place))
+    except (pa.ArrowInvalid, ValueError) as error:
+        raise ConfigError(f"{place}: not a place to store checkpoints in: {error}.") from None
+    return Store(filesystem, path)
+
+
+def folder_name(step: int) -> str:
+    """The folder of a step's checkpoint."""
+    return f"step-{step:010d}"
+
+
+def write_checkpoint(store: Store, checkpoint: Checkpoint, best_step: int) -> None:
+    """Store a checkpoint, then remove all but the newest and the one with the best weights."""
+    folder = folder_name(checkpoint.step)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+    files = {TENSORS: save(tensors), STATE: json.dumps(checkpoint.state, indent=1).encode()}
+    for name, data in files.items():
+        store.write(f"{folder}/{name}", data)
+    manifest = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
+    store.write(f"{folder}/{MANIFEST}", json.dumps({"step": checkpoint.step, "files": manifest}, indent=1).encode())
+    for step in store.steps()[KEEP_NEWEST:]:
+        if step != best_step:
+            store.remove(folder_name(step))
+
+
+def newest_valid(store: Store, warn: Callable[[str], None]) -> Checkpoint | None:
+    """The newest complete checkpoint, verified; `warn` is told of each that had to be passed over."""
+    for step in store.steps():
+        try:
+            return read_checkpoint(store, step)
+        except ValueError as error:
+            warn(f"checkpoint {folder_name(step)} is passed over: {error}.")
+    return None
+
+
+def read_checkpoint(store: Store, step: int) -> Checkpoint:
+    """One checkpoint, verified; ValueError (a sentence) where it is incomplete or damaged."""
+    folder = folder_name(step)
+    try:
+        manifest = json.loads(store.read(f"{folder}/{MANIFEST}"))
+        contents = {name: store.read(f"{folder}/{name}") for name in (TENSORS, STATE)}
+        expected = {name: manifest["files"][name]["sha256"] for name in contents}
+    except FileNotFoundError as error:
+        raise ValueError(f"it is incomplete ({Path(str(error.filename or MANIFEST)).name} is missing)") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"its {MANIFEST} is damaged ({error})") from None
+    for name, data in contents.items():
+        if hashlib.sha256(data).hexdigest() != expected[name]:
+            raise ValueError(f"its {name} is damaged (sha256 differs from the manifest's)")
+    try:
+        return Checkpoint(step, load(contents[TENSORS]), json.loads(contents[STATE]))
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"it cannot be read ({error})") from None

@@ -1,0 +1,138 @@
+"""The NLL of a split, shared out over a group of workers.
+
+Rows go in blocks of a fixed size, so that products have the same shapes, and estimates the same bits, for any number
+of workers. Suffixes: N rows, C points of the curve.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rws_ray.core.likelihood import Likelihood, curve_points, estimate_likelihood
+from rws_ray.core.machine import HelmholtzMachine
+from rws_ray.core.streams import generator
+from rws_ray.training.batches import Examples
+from rws_ray.training.reduction import Group
+
+TRUSTED_KHAT = 0.7  # above it importance sampling's error estimates cannot be trusted (Vehtari et al. 2024)
+MAX_DISTRUSTED = 0.05  # share of rows above it that an NLL may have without a warning
+
+
+class Estimate(NamedTuple):
+    """Per-row estimates, float64 arrays: log p̂ (N,), its curve over K (N, C), and diagnostics (N,); see core."""
+
+    num_samples: int
+    log_prob: NDArray[np.float64]
+    curve: NDArray[np.float64]
+    ess: NDArray[np.float64]
+    max_share: NDArray[np.float64]
+    error: NDArray[np.float64]
+    khat: NDArray[np.float64]
+
+
+def block_size(device: torch.device) -> int:
+    """Rows that are estimated together."""
+    return 500 if device.type == "cuda" else 20
+
+
+def estimate_split(
+    machine: HelmholtzMachine,
+    examples: Examples,
+    row_ids: Tensor,
+    num_samples: int,
+    seed: int,
+    group: Group,
+    with_khat: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Estimate:
+    """Estimate log p(x) of the given rows; every worker of the group gets all of it.
+
+    Args:
+        row_ids: (N,) places in the split; they key the random numbers too.
+        progress: told, on each worker alike, how many rounds of blocks are done and how many there are.
+    """
+    num_points = len(curve_points(num_samples))
+    table = torch.zeros(len(row_ids), num_points + 4, dtype=torch.float64)
+    blocks = list(torch.arange(len(row_ids)).split(block_size(group.device)))
+    rounds = math.ceil(len(blocks) / group.size)
+    for number in range(rounds):
+        own = number * group.size + group.rank
+        if own < len(blocks):
+            rows = row_ids[blocks[own]]
+            x_BD = examples.take(rows.to(group.device))
+            found = estimate_likelihood(machine, x_BD, num_samples, seed, rows.tolist())
+            table[blocks[own]] = _columns(found, with_khat)
+        progress(number + 1, rounds)
+    values = group.sum_disjoint(table.to(group.device)).cpu().numpy()
+    curve, (ess, max_share, error, khat) = values[:, :num_points], values[:, num_points:].T
+    return Estimate(num_samples, curve[:, -1], curve, ess, max_share, error, khat)
+
+
+def _columns(found: Likelihood, with_khat: bool) -> Tensor:
+    khat = pareto_khat(found.tail_logw.cpu().numpy()) if with_khat else np.full(len(found.ess), np.nan)
+    columns = [found.ess.cpu(), found.max_share.cpu(), found.error.cpu(), torch.from_numpy(khat)]
+    return torch.cat([found.curve.cpu(), torch.stack(columns, 1)], 1)
+
+
+def pareto_khat(tail_logw: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Pareto's k̂ of each row's largest log-weights (descending, the last is the threshold); NaN for tails below 5."""
+    from arviz_stats.base import array_stats
+
+    khat = np.full(len(tail_logw), np.nan)
+    if tail_logw.shape[1] < 6:
+        return khat
+    excess = np.exp(tail_logw[:, :-1] - tail_logw[:, :1]) - np.exp(tail_logw[:, -1:] - tail_logw[:, :1])
+    for row, values in enumerate(excess):
+        # Equal weights have no tail: the best case, not a failed fit.
+        khat[row] = array_stats._gpdfit(values[::-1])[0] if values[len(values) // 2] > 1e-12 else 0.0
+    return khat
+
+
+def validation_rows(num_rows: int, wanted: int | None, seed: int) -> Tensor:
+    """The validation rows that are estimated in training: all, or a fixed seeded subset in order."""
+    if wanted is None or wanted >= num_rows:
+        return torch.arange(num_rows)
+    return torch.randperm(num_rows, generator=generator(seed, "validation rows"))[:wanted].sort().values
+
+
+def summary(estimate: Estimate) -> dict[str, Any]:
+    """NLL ± standard error (over rows) with its K, the curve over K, and what tells whether to trust it."""
+    curve = [
+        {"num_samples": point, "nll": -float(column.mean()), "nll_stderr": standard_error(column)}
+        for point, column in zip(curve_points(estimate.num_samples), estimate.curve.T, strict=True)
+    ]
+    fitted = estimate.khat[~np.isnan(estimate.khat)]
+    return {
+        "nll": -float(estimate.log_prob.mean()),
+        "nll_stderr": standard_error(estimate.log_prob),
+        "num_samples": estimate.num_samples,
+        "rows": len(estimate.log_prob),
+        "curve": curve,
+        "ess": float(estimate.ess.mean()),
+        "max_share": float(estimate.max_share.mean()),
+        "khat": float(np.median(fitted)) if len(fitted) else None,
+        "khat_distrusted": float((fitted > TRUSTED_KHAT).mean()) if len(fitted) else None,
+    }
+
+
+def distrust(found: dict[str, Any]) -> str | None:
+    """The warning for an estimate that cannot be trusted, or None."""
+    share = found["khat_distrusted"]
+    if share is None or share <= MAX_DISTRUSTED:
+        return None
+    return (
+        f"Pareto k̂ is above {TRUSTED_KHAT} for {share:.0%} of the rows: their weights have heavy tails, so this NLL "
+        f"is likely too high; more samples than K = {found['num_samples']:,} would lower it."
+    )
+
+
+def standard_error(values: NDArray[np.float64]) -> float:
+    """Standard error of the mean; NaN for fewer than two values."""
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan

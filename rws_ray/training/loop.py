@@ -1,0 +1,222 @@
+"""The epoch loop: updates, reports, checkpoints, the best weights, early stopping, and the final estimate.
+
+Knows torch.distributed through a Group, neither Ray nor MLflow: `fit` runs in a notebook, in a Ray Train worker and
+in a Tune trial alike.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rws_ray.config import Job
+from rws_ray.core.machine import HelmholtzMachine
+from rws_ray.data import Dataset
+from rws_ray.errors import ModelError
+from rws_ray.training.batches import Examples, independent_nll, smoothed_means
+from rws_ray.training.checkpoint import Checkpoint, Store, newest_valid, write_checkpoint
+from rws_ray.training.estimation import estimate_split, standard_error, summary, validation_rows
+from rws_ray.training.flat import FlatLayout
+from rws_ray.training.precision import products
+from rws_ray.training.reduction import Group
+from rws_ray.training.update import Updater, training_num_samples
+
+ESTIMATE_SEED = 0  # the same random numbers for every model that is compared, whatever seed trained it
+Report = Callable[[dict[str, Any]], None]
+
+
+class Outcome(NamedTuple):
+    """What a run ends with: the machine that is evaluated and registered, and its metrics."""
+
+    machine: HelmholtzMachine
+    metrics: dict[str, Any]
+
+
+@dataclass
+class Progress:
+    """Where a run stands, beside its tensors."""
+
+    step: int = 0
+    reported_step: int = 0
+    best_nll: float = float("inf")
+    best_step: int = 0
+    stale: int = 0  # estimates since the best one
+    seconds: float = 0.0  # spent in updates, over all attempts
+
+    def is_finished(self, job: Job, steps_per_epoch: int) -> bool:
+        """Whether all epochs are done, or patience has run out."""
+        patience = job.optim.patience
+        return self.step >= job.optim.epochs * steps_per_epoch or 0 < patience <= self.stale
+
+
+class Fitter:
+    """A run in one worker: the state of training and how it is saved, reported and ended."""
+
+    def __init__(
+        self, job: Job, dataset: Dataset, group: Group, store: Store, report: Report, initial: Path | None = None
+    ):
+        self.job, self.dataset, self.group, self.store, self.report = job, dataset, group, store, report
+        self.machine = new_machine(job, dataset, initial)
+        self.updater = Updater(job, self.machine.to(group.device), Examples(dataset.train, group.device), group)
+        self.best = self.updater.average.clone()
+        self.valid = Examples(dataset.valid, group.device)
+        self.valid_rows = validation_rows(dataset.valid.num_rows, job.eval.rows, ESTIMATE_SEED)
+        self.progress = Progress()
+
+    def resume(self) -> bool:
+        """Go on from the newest complete checkpoint, if there is one."""
+        found = newest_valid(self.store, lambda sentence: self.report({"kind": "warning", "message": sentence}))
+        self.group.barrier()  # nobody writes before all have looked
+        if found is None:
+            return False
+        self.updater.restore(found.tensors)
+        self.best.copy_(found.tensors["best"])
+        self.progress = Progress(**found.state["progress"])
+        return True
+
+    def save(self) -> None:
+        """Write a checkpoint; rank 0 writes, every worker waits."""
+        tensors = {**self.updater.tensors(), "best": self.best}
+        if self.group.rank == 0:
+            state = {"job": self.job.resolved(), "progress": asdict(self.progress)}
+            write_checkpoint(self.store, Checkpoint(self.progress.step, tensors, state), self.progress.best_step)
+        self.group.barrier()
+
+    def train(self, stop_after: int | None = None) -> bool:
+        """Take updates until the run is finished (True) or, for tests and pre-emption, `stop_after` is reached."""
+        progress, steps = self.progress, self.updater.epochs.steps
+        every = self.job.eval.every * steps
+        started = time.perf_counter()
+        while not progress.is_finished(self.job, steps):
+            if progress.step == stop_after:
+                return False
+            with products(self.job.scale.precision, self.group.device):
+                self.updater.step(progress.step)
+            progress.step += 1
+            at_report = progress.step % every == 0 or progress.step == self.job.optim.epochs * steps
+            if at_report or (self.job.scale.checkpoint_steps and progress.step % self.job.scale.checkpoint_steps == 0):
+                progress.seconds += time.perf_counter() - started
+                if at_report:
+                    self._report_epoch()
+                self.save()
+                started = time.perf_counter()
+        return True
+
+    def _report_epoch(self) -> None:
+        job, progress, steps = self.job, self.progress, self.updater.epochs.steps
+        before = time.perf_counter()
+        estimate = estimate_split(
+            self.evaluated(self.updater.average), self.valid, self.valid_rows, job.eval.num_samples, ESTIMATE_SEED,
+            self.group,
+        )  # fmt: skip
+        nll = -float(estimate.log_prob.mean())
+        if nll < progress.best_nll:
+            progress.best_nll, progress.best_step, progress.stale = nll, progress.step, 0
+            self.best.copy_(self.updater.average)
+        else:
+            progress.stale += 1
+        sums = self.updater.gather_sums(progress.step - progress.reported_step)
+        progress.reported_step = progress.step
+        num_samples = training_num_samples(job, (progress.step - 1) // steps)
+        self.report(
+            {
+                "kind": "epoch",
+                "epoch": progress.step / steps,
+                "step": progress.step,
+                "epochs": job.optim.epochs,
+                "train_num_samples": num_samples,
+                "valid_nll": nll,
+                "valid_nll_stderr": standard_error(estimate.log_prob),
+                "valid_num_samples": job.eval.num_samples,
+                "ess_ratio": sums.pop("ess") / num_samples,
+                "examples_per_second": progress.step * job.optim.batch_size / max(progress.seconds, 1e-9),
+                "eval_seconds": time.perf_counter() - before,
+            }
+            | sums
+        )
+
+    def finish(self) -> Outcome:
+        """The best weights (by validation NLL) and their test NLL; every worker gets the same."""
+        machine = self.evaluated(self.best)
+        test = Examples(self.dataset.test, self.group.device)
+        estimate = estimate_split(
+            machine, test, torch.arange(test.num_rows), self.job.eval.final_num_samples, ESTIMATE_SEED, self.group,
+            with_khat=True, progress=self._report_estimate,
+        )  # fmt: skip
+        steps, progress = self.updater.epochs.steps, self.progress
+        metrics = summary(estimate) | {
+            "split": "test",
+            "independent_nll": independent_nll(self.dataset.train, self.dataset.test),
+            "valid_nll": progress.best_nll,
+            "valid_num_samples": self.job.eval.num_samples,
+            "best_epoch": progress.best_step / steps,
+            "epochs": progress.step / steps,
+            "seconds": progress.seconds,
+            "examples_per_second": progress.step * self.job.optim.batch_size / max(progress.seconds, 1e-9),
+        }
+        return Outcome(machine.cpu(), metrics)
+
+    def _report_estimate(self, done: int, total: int) -> None:
+        # Reports are a barrier among workers: only for long estimates, and at the same rounds on each worker.
+        if total >= 50 and done % (total // 10) == 0:
+            self.report({"kind": "estimate", "done": done, "total": total})
+
+    def evaluated(self, vector: Tensor) -> HelmholtzMachine:
+        """A machine of its own with the weights of a flat vector."""
+        machine = HelmholtzMachine(**self.machine.config()).to(self.group.device)
+        for parameter, view in zip(FlatLayout(machine).parameters, self.updater.layout.views(vector), strict=True):
+            parameter.data.copy_(view)
+        return machine
+
+
+def new_machine(job: Job, dataset: Dataset, initial: Path | None) -> HelmholtzMachine:
+    """The machine that the job starts from: fresh, or with the weights of a stored one."""
+    if initial is None:
+        model = job.model
+        machine = HelmholtzMachine(dataset.dim, model.layers, dataset.shape, model.p_layer, model.q_layer)
+        return machine.initialize(job.seed, model.init, smoothed_means(dataset.train))
+    try:
+        machine = HelmholtzMachine.load(initial)
+    except ValueError as error:
+        raise ModelError(f"model.warm_start: {error}.") from None
+    if (machine.dim, machine.layers) != (dataset.dim, job.model.layers):
+        raise ModelError(
+            f"model.warm_start: that model has {machine.dim} visible units and layers {machine.layers}; the job asks "
+            f"for {dataset.dim} and {job.model.layers}."
+        )
+    return machine
+
+
+def fit(
+    job: Job,
+    dataset: Dataset,
+    group: Group,
+    store: Store,
+    report: Report,
+    initial: Path | None = None,
+    stop_after: int | None = None,
+) -> Outcome | None:
+    """Train from the newest checkpoint (or the start) to the end, and estimate the test NLL.
+
+    Args:
+        job: what to do.
+        dataset: what to learn from.
+        group: the workers that share the run; each calls this function.
+        store: where checkpoints are.
+        report: told of each epoch, of long estimates and of warnings; called on every worker alike.
+        initial: folder of the model to start from (model.warm_start).
+        stop_after: leave after this many steps, without an outcome.
+
+    Returns:
+        The best weights as a machine on the CPU, with its metrics; None where it was stopped.
+    """
+    torch.set_num_threads(job.scale.threads_per_worker)
+    fitter = Fitter(job, dataset, group, store, report, initial)
+    fitter.resume()
+    return fitter.finish() if fitter.train(stop_after) else None

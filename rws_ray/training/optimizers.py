@@ -1,0 +1,106 @@
+"""Optimisers on flat vectors: Adam, the reference's momentum, and `natural`.
+
+Each moves a parameter vector θ against the gradient g of the batch mean, p's part with one learning rate and q's
+with another. Their state is a dict of tensors, so a checkpoint stores it as it is.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from rws_ray.training.flat import FlatLayout
+
+MOMENTUM = 0.95
+MOMENT_EVERY = 10  # steps between updates of natural's input moments
+REFRESH_EVERY = 50  # steps between refreshes of its preconditioner
+MOMENT_MEMORY = 100  # moment updates that the running mean spans
+
+
+class Adam:
+    """Adam (Kingma & Ba 2015, algorithm 1) with β = (0.9, 0.999), ε = 1e-8."""
+
+    def __init__(self, layout: FlatLayout, theta: Tensor):
+        self.state = {"mean": torch.zeros_like(theta), "square": torch.zeros_like(theta)}
+
+    def wants_moments(self, step: int) -> bool:
+        """Adam needs no input moments."""
+        return False
+
+    def update(self, theta: Tensor, gradient: Tensor, rates: Tensor, step: int) -> None:
+        """Move θ in place; `rates` holds each parameter's learning rate, `step` counts from 0."""
+        mean, square = self.state["mean"], self.state["square"]
+        mean.lerp_(gradient, 0.1)
+        square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+        scale = square.div(1 - 0.999 ** (step + 1)).sqrt_().add_(1e-8)
+        theta.sub_(mean.div(scale).mul_(rates).mul_(1 / (1 - 0.9 ** (step + 1))))
+
+
+class Momentum:
+    """The reference's SGD: d ← 0.95 d + 0.05 · lr · g, θ ← θ − d (learning/training.py of the RWS paper's code)."""
+
+    def __init__(self, layout: FlatLayout, theta: Tensor):
+        self.state = {"velocity": torch.zeros_like(theta)}
+
+    def wants_moments(self, step: int) -> bool:
+        """Plain momentum needs no input moments."""
+        return False
+
+    def update(self, theta: Tensor, gradient: Tensor, rates: Tensor, step: int) -> None:
+        """Move θ in place; the rate is folded in before the momentum, as in the reference."""
+        velocity = self.state["velocity"]
+        velocity.lerp_(gradient * rates, 1 - MOMENTUM)
+        theta.sub_(velocity)
+
+
+class Natural(Momentum):
+    """Momentum on gradients preconditioned by the second moments of each layer's inputs.
+
+    Each layer is a weighted logistic regression on observed inputs, so the input side of its curvature is
+    A = E[ỹ ỹᵀ], ỹ the input with a 1 appended. The gradient of the layer (weights with the bias as last row) becomes
+    λ (A + λI)⁻¹ G. A is a running mean, updated every 10 steps; the inverse is refreshed every 50.
+    """
+
+    def __init__(self, layout: FlatLayout, theta: Tensor, damping: float):
+        super().__init__(layout, theta)
+        self.layout, self.damping = layout, damping
+        size = layout.length - layout.num_parameters
+        self.state |= {"moments": theta.new_zeros(size), "preconditioner": theta.new_zeros(size)}
+
+    def wants_moments(self, step: int) -> bool:
+        """Whether this step's batch is to bring its input moments."""
+        return step % MOMENT_EVERY == 0
+
+    def add_moments(self, moments: Tensor, step: int) -> None:
+        """Take in a batch's mean input moments, and refresh the preconditioner where it is due."""
+        count = step // MOMENT_EVERY
+        self.state["moments"].lerp_(moments, max(1 / (count + 1), 1 / MOMENT_MEMORY))
+        if step % REFRESH_EVERY == 0:
+            layers = zip(self._squares("moments"), self._squares("preconditioner"), strict=True)
+            for moment_II, inverse_II in layers:
+                damped = moment_II + self.damping * torch.eye(len(moment_II), device=moment_II.device)
+                inverse_II.copy_(torch.cholesky_inverse(torch.linalg.cholesky(damped)).mul_(self.damping))
+
+    def update(self, theta: Tensor, gradient: Tensor, rates: Tensor, step: int) -> None:
+        """Move θ in place along the preconditioned gradient (which is overwritten)."""
+        for matrix_IO, inverse_II in zip(self.layout.matrices(gradient), self._squares("preconditioner"), strict=True):
+            matrix_IO.copy_(inverse_II @ matrix_IO)
+        gradient[self.layout.prior].mul_(self.damping / (1 + self.damping))  # its only input is 1, so A = 1
+        super().update(theta, gradient, rates, step)
+
+    def _squares(self, name: str) -> list[Tensor]:
+        return self.layout.squares(self.state[name])
+
+
+Optimizer = Adam | Momentum | Natural
+
+
+def scheduled(rate: float, schedule: str, epoch: float, epochs: int, step_epochs: int) -> float:
+    """The learning rate at a (fractional) epoch: constant, cosine down to 0, or a tenth every `step_epochs`."""
+    if schedule == "cosine":
+        return rate * 0.5 * (1 + math.cos(math.pi * min(epoch / epochs, 1.0)))
+    if schedule == "step":
+        return rate * 0.1 ** (int(epoch) // step_epochs)
+    return rate

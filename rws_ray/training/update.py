@@ -1,0 +1,156 @@
+"""One update of a Helmholtz machine: micro-shards → gradients → their sum over workers → optimiser → average.
+
+Everything random in an update is keyed by (seed, purpose, step, micro-shard): see core.streams.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rws_ray.config import Job
+from rws_ray.core.estimators import Estimator, add_rws_gradients
+from rws_ray.core.machine import HelmholtzMachine
+from rws_ray.core.streams import Stream, generator
+from rws_ray.errors import RunError
+from rws_ray.training.batches import Epochs, Examples
+from rws_ray.training.flat import FlatLayout
+from rws_ray.training.optimizers import Adam, Momentum, Natural, Optimizer, scheduled
+from rws_ray.training.reduction import Group, PlainSum, TreeSum
+
+SUMS = ("log_prob", "ess", "max_weight", "rows")  # of each micro-shard, since the last report
+
+
+def make_optimizer(job: Job, layout: FlatLayout, theta: Tensor) -> Optimizer:
+    """The optimiser that the job names."""
+    if job.optim.name == "adam":
+        return Adam(layout, theta)
+    if job.optim.name == "sgd":
+        return Momentum(layout, theta)
+    return Natural(layout, theta, job.optim.damping)
+
+
+def training_num_samples(job: Job, epoch: int) -> int:
+    """K at an epoch, after the schedule of estimator.raise_num_samples."""
+    raised = [samples for start, samples in sorted(job.estimator.raise_num_samples) if start <= epoch]
+    return raised[-1] if raised else job.estimator.num_samples
+
+
+class Updater:
+    """The parameters that are trained, and what moves them.
+
+    Attributes:
+        theta, average: the parameters and their running average (the same vector where averaging is off).
+        sums: (S, 4) float64, sums over this worker's micro-shards since the last report, in the order of SUMS.
+        norms: sums of the gradient norms of p and q since the last report.
+    """
+
+    def __init__(self, job: Job, machine: HelmholtzMachine, examples: Examples, group: Group):
+        self.job, self.machine, self.examples, self.group = job, machine, examples, group
+        self.epochs = Epochs(examples.num_rows, job.optim.batch_size, job.seed)
+        self.layout = FlatLayout(machine)
+        self.theta = self.layout.flatten_parameters()
+        self.average = self.theta.clone() if job.optim.average else self.theta
+        self.optimizer = make_optimizer(job, self.layout, self.theta)
+        summing = TreeSum if job.scale.reduction == "exact" else PlainSum
+        self.reduce = summing(group, job.scale.micro_shards, self.layout.length)
+        self.sums = torch.zeros(job.scale.micro_shards, len(SUMS), dtype=torch.float64, device=group.device)
+        self.norms = torch.zeros(2, dtype=torch.float64, device=group.device)
+
+    def step(self, step: int) -> None:
+        """Take one update, `step` counting from 0 over the whole run.
+
+        Raises:
+            RunError: the gradient is not finite; nothing was changed.
+        """
+        rows = self.epochs.batch(step)
+        shards = rows.tensor_split(self.job.scale.micro_shards)
+        with_moments = self.optimizer.wants_moments(step)
+        length = self.layout.length if with_moments else self.layout.num_parameters
+        total = self.reduce(lambda shard, vector: self._add_shard(step, shard, shards[shard], vector), length)
+        total.div_(len(rows))
+        gradient = total[: self.layout.num_parameters]
+        self._check_and_clip(gradient, step)
+        if isinstance(self.optimizer, Natural) and with_moments:
+            self.optimizer.add_moments(total[self.layout.num_parameters :], step)
+        self.optimizer.update(self.theta, gradient, self._rates(step), step)
+        if self.job.optim.average:
+            # Early on the average spans a tenth of the steps so far, so that it forgets where it started.
+            decay = min(self.job.optim.average, (1 + step) / (10 + step))
+            self.average.lerp_(self.theta, 1 - decay)
+
+    def _add_shard(self, step: int, shard: int, rows: Tensor, vector: Tensor) -> None:
+        if not len(rows):
+            return
+        job, device = self.job, self.group.device
+        wake, sleep, pixels = (
+            generator(job.seed, purpose, step, shard, device=device) for purpose in ("wake", "sleep", "binarize")
+        )
+        self.layout.bind_gradients(vector)
+        has_moments = len(vector) > self.layout.num_parameters
+        estimator = Estimator(
+            training_num_samples(job, step // self.epochs.steps),
+            job.estimator.wake_mix,
+            job.estimator.num_dreams,
+            job.estimator.control_variate,
+        )
+        info = add_rws_gradients(
+            self.machine,
+            self.examples.take(rows.to(device), pixels),
+            estimator,
+            Stream(wake),
+            Stream(sleep),
+            self.layout.input_moments(vector) if has_moments else None,
+        )
+        self.sums[shard] += torch.stack([*info, torch.full_like(info.log_prob, len(rows))])
+
+    def _check_and_clip(self, gradient: Tensor, step: int) -> None:
+        parts = gradient.tensor_split([self.layout.num_p])
+        norms = torch.stack([part.norm().double() for part in parts])
+        if not bool(torch.isfinite(norms).all()):
+            raise RunError(
+                f"the gradient of step {step} is not finite, on every worker; the parameters are as before it. "
+                "Lower optim.lr, or set optim.clip_norm."
+            )
+        self.norms += norms
+        if self.job.optim.clip_norm:
+            for part, norm in zip(parts, norms.tolist(), strict=True):
+                part.mul_(min(1.0, self.job.optim.clip_norm / max(norm, 1e-30)))
+
+    def _rates(self, step: int) -> Tensor:
+        optim = self.job.optim
+        epoch = step / self.epochs.steps
+        rates = [scheduled(lr, optim.schedule, epoch, optim.epochs, optim.step_epochs) for lr in self._base_rates()]
+        sizes = [self.layout.num_p, self.layout.num_parameters - self.layout.num_p]
+        return torch.cat([self.theta.new_full((size,), rate) for size, rate in zip(sizes, rates, strict=True)])
+
+    def _base_rates(self) -> tuple[float, float]:
+        return self.job.lr, self.job.lr_q
+
+    def gather_sums(self, num_steps: int) -> dict[str, float]:
+        """Means over the examples and steps since the last call, the same on every worker; starts anew."""
+        sums = self.group.sum_disjoint(self.sums.clone()).cpu()
+        norm_p, norm_q = (self.norms / max(num_steps, 1)).tolist()
+        self.sums.zero_()
+        self.norms.zero_()
+        log_prob, ess, max_weight, rows = (sum(column) for column in sums.T.tolist())
+        rows = max(rows, 1.0)
+        means = {"train_bound": -log_prob / rows, "ess": ess / rows, "max_weight": max_weight / rows}
+        return means | {"grad_norm_p": norm_p, "grad_norm_q": norm_q, "rows": rows}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold of it."""
+        state = {f"optimizer.{name}": value for name, value in self.optimizer.state.items()}
+        averaged = {"average": self.average} if self.job.optim.average else {}
+        return {"theta": self.theta, "norms": self.norms, "sums": self.group.sum_disjoint(self.sums.clone())} | (
+            state | averaged
+        )
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Go on from a checkpoint's tensors, whatever number of workers wrote it."""
+        for name, value in self.tensors().items():
+            if name != "sums":
+                value.copy_(tensors[name])
+        held = torch.zeros(len(self.sums), 1, dtype=torch.bool)
+        held[list(self.group.shards(len(self.sums)))] = True
+        self.sums.copy_(torch.where(held, tensors["sums"], 0.0))
