@@ -31,7 +31,8 @@ class Likelihood(NamedTuple):
     curve (B, C): log p̂(x) from the first k samples, for each k of `curve_points(K)`.
     ess (B,): effective sample size, 1 … K.
     max_share (B,): the share of the largest weight in the sum.
-    error (B,): Monte-Carlo standard error of log p̂(x), √(1/ESS − 1/K), nats (delta method).
+    error (B,): Monte-Carlo standard error of log p̂(x), √(1/ESS − 1/K), nats (delta method); 0 where all weights are
+        equal, so also at K = 1, which cannot tell.
     tail_logw (B, M): the largest log-weights, descending, for Pareto's k̂.
     """
 
@@ -62,7 +63,8 @@ def estimate_likelihood(
 
     Args:
         x_BD: rows of 0 and 1 in the machine's floats.
-        num_samples: K, at least 1.
+        num_samples: K, at least 1; ValueError where it is not.
+        seed: of all rows' random streams.
         row_ids: (B,) the number that keys each row's random stream: its place in the data set.
     """
     if num_samples < 1:

@@ -129,7 +129,10 @@ class HelmholtzMachine(nn.Module):
 
     @torch.no_grad()
     def log_weights(self, x_BD: Any, num_samples: int, seed: int = 0) -> Tensor:
-        """log w = log p(x, h) − log q(h|x) of K samples h ~ q(h|x): (B, K) float64."""
+        """log w = log p(x, h) − log q(h|x) of the samples that sample_posterior draws: (B, K) float64.
+
+        One random stream feeds the batch; `likelihood` has one for each row.
+        """
         return self.draw_log_weights(self.rows(x_BD), num_samples, self._stream(seed, "posterior"))
 
     def draw_log_weights(self, x_BD: Tensor, num_samples: int, stream: Stream) -> Tensor:
@@ -139,7 +142,7 @@ class HelmholtzMachine(nn.Module):
         return total_log_prob(seen_p) - total_log_prob(seen_q)
 
     def likelihood(self, x_BD: Any, num_samples: int, seed: int = 0) -> Likelihood:
-        """The importance-sampled estimate of log p(x) with its diagnostics; see core.likelihood."""
+        """The importance-sampled estimate of log p(x) with its diagnostics, rows keyed by place; see core.likelihood."""
         from rws_ray.core.likelihood import estimate_likelihood
 
         x_BD = self.rows(x_BD)

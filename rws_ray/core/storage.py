@@ -20,7 +20,7 @@ KINDS = ("sbn",)
 
 
 def write_model(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Write both files, the weights first: a folder with a config.json is complete."""
+    """Write both files, the weights first: a fresh folder is complete once it has a config.json."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS_FILE)
     text = json.dumps({"format": FORMAT, "version": VERSION, **config}, indent=2)

@@ -1,1 +1,25 @@
+"""The data: Parquet splits with checked contents, the catalog of named sets, and the ways to make one.
 
+    from rws_ray.data import open_dataset
+    digits = open_dataset("digits")
+    digits.train.unpacked(slice(0, 10))  # uint8 (10, 64) of 0 and 1
+
+`python -m rws_ray.data list | check | prepare` is the command; docs/data.md the contract.
+"""
+
+from rws_ray.data.dataset import Binarize, Dataset, data_root, names_in, open_dataset, open_split
+from rws_ray.data.format import Kind, Split, make_split, read_split, write_split
+
+__all__ = [
+    "Binarize",
+    "Dataset",
+    "Kind",
+    "Split",
+    "data_root",
+    "make_split",
+    "names_in",
+    "open_dataset",
+    "open_split",
+    "read_split",
+    "write_split",
+]

@@ -90,8 +90,9 @@ def pareto_khat(tail_logw: NDArray[np.float64]) -> NDArray[np.float64]:
         return khat
     excess = np.exp(tail_logw[:, :-1] - tail_logw[:, :1]) - np.exp(tail_logw[:, -1:] - tail_logw[:, :1])
     for row, values in enumerate(excess):
-        # Equal weights have no tail: the best case, not a failed fit.
-        khat[row] = array_stats._gpdfit(values[::-1])[0] if values[len(values) // 2] > 1e-12 else 0.0
+        # Weights that equal the threshold (states drawn again and again) are no tail; nor are fewer than 5 others.
+        above = values[values > 1e-12]
+        khat[row] = array_stats._gpdfit(above[::-1])[0] if len(above) >= 5 else 0.0
     return khat
 
 

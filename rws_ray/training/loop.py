@@ -152,6 +152,7 @@ class Fitter:
         steps, progress = self.updater.epochs.steps, self.progress
         metrics = summary(estimate) | {
             "split": "test",
+            "step": progress.step,
             "independent_nll": independent_nll(self.dataset.train, self.dataset.test),
             "valid_nll": progress.best_nll,
             "valid_num_samples": self.job.eval.num_samples,
@@ -219,4 +220,5 @@ def fit(
     torch.set_num_threads(job.scale.threads_per_worker)
     fitter = Fitter(job, dataset, group, store, report, initial)
     fitter.resume()
+    fitter.report({"kind": "start", "epoch": fitter.progress.step / fitter.updater.epochs.steps})
     return fitter.finish() if fitter.train(stop_after) else None

@@ -1,0 +1,224 @@
+"""A job from the door to its result: checks, the run's folder, training, figures, MLflow, the registered model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from rws_ray.cluster.session import check_gpus
+from rws_ray.cluster.trainer import train_run
+from rws_ray.config import Job, home
+from rws_ray.core.machine import HelmholtzMachine
+from rws_ray.core.storage import WEIGHTS_FILE
+from rws_ray.core.streams import generator
+from rws_ray.data import Dataset, open_dataset
+from rws_ray.errors import ConfigError
+from rws_ray.report import figures
+from rws_ray.tracking import Drain, RunLog, check_model_name, delivery, fetch_model, tracking_uri, unsent
+from rws_ray.training.folder import RunFolder
+from rws_ray.training.loop import Outcome
+
+Show = Callable[[dict[str, Any]], None]
+LIBRARIES = ("torch", "ray", "mlflow", "numpy", "pyarrow")
+
+
+class PreparedJob(NamedTuple):
+    """A job that passed every check that needs no training."""
+
+    job: Job
+    dataset: Dataset
+    initial: Path | None
+    digests: dict[str, str]
+
+
+def prepare(job: Job) -> PreparedJob:
+    """Check the job against its data, this machine and the registry's rules.
+
+    Raises:
+        ConfigError, DataError, ModelError: what is wrong, where, and how to mend it.
+    """
+    tracking_uri(home())
+    if job.track.register_as:
+        check_model_name(job.track.register_as)
+    dataset = open_dataset(job.data.name, job.data.path, job.data.binarize)
+    if job.optim.batch_size > dataset.train.num_rows:
+        raise ConfigError(
+            f"optim.batch_size: a batch of {job.optim.batch_size} needs as many training rows; {job.data.name} has "
+            f"{dataset.train.num_rows}."
+        )
+    if job.scale.use_gpu:
+        check_gpus(max(job.scale.num_workers, 1))
+    digests = {"data": dataset.digest}
+    initial = None
+    if job.model.warm_start:
+        initial = fetch_model(job.model.warm_start, home())
+        digests["initial"] = hashlib.sha256((initial / WEIGHTS_FILE).read_bytes()).hexdigest()
+    return PreparedJob(job, dataset, initial, digests)
+
+
+def train_job(job: Job, restart: bool = False) -> dict[str, Any]:
+    """Train a job from Python: its checks, then `run_job`, quietly."""
+    return run_job(prepare(job), lambda record: None, restart)
+
+
+def run_job(prepared: PreparedJob, show: Show, restart: bool = False, verbose: bool = False) -> dict[str, Any]:
+    """Run a job to its end, or go on with it, or give the result that it has already.
+
+    Args:
+        prepared: the checked job.
+        show: told of each report as it comes.
+        restart: give up what the run's folder holds.
+        verbose: let Ray's own log through.
+
+    Returns:
+        The result: `nll`, `nll_stderr`, `num_samples`, `run_id`, `model_uri`, `seconds`, `examples_per_second`, …
+    """
+    job = prepared.job
+    folder = RunFolder(home() / job.name)
+    with folder.lock(), _stoppable():
+        folder.enter(job, prepared.digests, restart)
+        finished = folder.result()
+        if finished is not None:
+            return finished | _delivered(folder)
+        log = RunLog(folder.path)
+        with Drain(folder.path, home()):
+            metrics = _run_tracked(prepared, folder, log, show, verbose)
+        result = metrics | {"name": job.name, "folder": str(folder.path), "figures": str(folder.figures)}
+        folder.write_result(result)
+        return result | _delivered(folder)
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Take SIGTERM (an eviction, `runs stop`) as Ctrl-C is taken: the run ends as KILLED and can go on later."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run_tracked(prepared: PreparedJob, folder: RunFolder, log: RunLog, show: Show, verbose: bool) -> dict[str, Any]:
+    job, dataset = prepared.job, prepared.dataset
+    log.open(job.track.experiment, job.name, job.resolved(), _tags())
+    log.dataset(dataset.name, dataset.digest, "training", str(job.data.path or ""))
+    for record in folder.records():  # what a killed driver had not yet written to the journal
+        log_epoch(log, record)
+
+    def seen(record: dict[str, Any]) -> None:
+        log_epoch(log, record)
+        show(record)
+
+    try:
+        outcome = train_run(job, dataset, folder, prepared.initial, seen, verbose)
+        write_model(folder.model, outcome.machine, job.resolved(), outcome.metrics)
+        draw_figures(folder, outcome, dataset)
+        log.metrics(outcome.metrics["step"], _numbers(outcome.metrics))
+        log.artifacts(folder.figures, "figures")
+        log.model(folder.model, job.track.register_as, _model_tags(dataset, outcome.metrics))
+        log.end("FINISHED")
+    except KeyboardInterrupt:
+        log.end("KILLED")
+        raise
+    except BaseException:
+        log.end("FAILED")
+        raise
+    return outcome.metrics
+
+
+def log_epoch(log: RunLog, record: dict[str, Any]) -> None:
+    """Write an epoch's report to MLflow's journal, at its step."""
+    if record["kind"] == "epoch":
+        skipped = ("kind", "step", "epochs", "time", "rows")
+        log.metrics(record["step"], {key: value for key, value in record.items() if key not in skipped})
+
+
+def write_model(path: Path, machine: HelmholtzMachine, job: dict[str, Any], metrics: dict[str, Any]) -> None:
+    """Write a model's folder: the machine, the job that made it, and its metrics."""
+    shutil.rmtree(path, ignore_errors=True)
+    machine.save(path)
+    (path / "job.json").write_text(json.dumps(job, indent=1) + "\n")
+    (path / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+
+
+def draw_figures(folder: RunFolder, outcome: Outcome, dataset: Dataset) -> None:
+    """Samples, reconstructions, NLL over epochs and over K, each with its data beside it."""
+    machine, records, metrics = outcome.machine, folder.records(), outcome.metrics
+    shape = dataset.shape
+    figures.sample_grid(machine.sample_prior(100), shape, folder.figures / "samples.png", "Samples from p")
+    chosen = torch.randperm(dataset.test.num_rows, generator=generator(0, "shown rows"))[:10].sort().values
+    x = dataset.test.unpacked(chosen.numpy())
+    means = machine.reconstruct(x, num_samples=10)
+    figures.reconstruction_grid(x, means, shape, folder.figures / "reconstructions.png")
+    curve = metrics["curve"]
+    figures.nll_over_num_samples(
+        [point["num_samples"] for point in curve],
+        [point["nll"] for point in curve],
+        [point["nll_stderr"] for point in curve],
+        folder.figures / "nll_over_num_samples.png",
+    )
+    if records:
+        figures.nll_over_epochs(
+            [record["epoch"] for record in records],
+            [record["train_bound"] for record in records],
+            [record["valid_nll"] for record in records],
+            [record["valid_nll_stderr"] for record in records],
+            [record["train_num_samples"] for record in records],
+            records[-1]["valid_num_samples"],
+            folder.figures / "nll_over_epochs.png",
+            independent_nll=metrics["independent_nll"],
+        )
+
+
+def _delivered(folder: RunFolder) -> dict[str, Any]:
+    """Where MLflow has the run; the local folder stands in for a model that is not delivered yet."""
+    if unsent(folder.path):
+        with Drain(folder.path, home()):
+            pass
+    sent = delivery(folder.path)
+    return {"run_id": sent.run_id, "model_uri": sent.model_uri or str(folder.model), "unsent": unsent(folder.path)}
+
+
+def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
+    found = {
+        key: float(value)
+        for key, value in metrics.items()
+        if isinstance(value, int | float) and key not in ("step", "valid_nll", "valid_num_samples")
+    }
+    renamed = {"nll": "test_nll", "nll_stderr": "test_nll_stderr", "num_samples": "test_num_samples"}
+    return {renamed.get(key, key): value for key, value in found.items() if math.isfinite(value)}
+
+
+def _model_tags(dataset: Dataset, metrics: dict[str, Any]) -> dict[str, str]:
+    return {
+        "nll": f"{metrics['nll']:.4f}",
+        "nll_stderr": f"{metrics['nll_stderr']:.4f}",
+        "num_samples": str(metrics["num_samples"]),
+        "split": metrics["split"],
+        "data": dataset.name,
+        "data_digest": dataset.digest,
+    }
+
+
+def _tags() -> dict[str, str]:
+    return {
+        "rws_ray": version("rws_ray"),
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
+    } | {library: version(library) for library in LIBRARIES}

@@ -1,0 +1,85 @@
+"""Ray's session: joined where there is a cluster, started on this machine where there is none."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rws_ray.errors import ConfigError, InfrastructureError
+
+# Ray reads these when it is imported. A report is acknowledged at the controller's next poll: 2 s by default.
+DEFAULTS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+}
+OBJECT_STORE_BYTES = 512 * 2**20
+
+
+def on_a_cluster() -> bool:
+    """Whether RAY_ADDRESS names a cluster to join (it does inside a submitted job)."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
+@contextmanager
+def session(verbose: bool = False) -> Iterator[None]:
+    """A connection to Ray; one that is already there (a notebook's, a test's) is used and left open.
+
+    Raises:
+        InfrastructureError: RAY_ADDRESS names a cluster that does not answer.
+    """
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        level = logging.INFO if verbose else logging.ERROR
+        logging.getLogger("ray").setLevel(level)
+        try:
+            if on_a_cluster():
+                ray.init(log_to_driver=verbose, logging_level=level)
+            else:
+                ray.init(
+                    address="local",
+                    include_dashboard=False,
+                    log_to_driver=verbose,
+                    logging_level=level,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                )
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise InfrastructureError(f"Ray cannot be reached or started: {' '.join(str(error).split())}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def cpus_per_worker(num_workers: int, threads: int) -> float:
+    """CPUs that a worker asks for: one a thread, or its even share of a machine that has fewer."""
+    import ray
+
+    total = ray.cluster_resources().get("CPU", 1.0)
+    if on_a_cluster() or num_workers * threads <= total:
+        return float(threads)
+    return max(int(100 * total / num_workers) / 100, 0.01)
+
+
+def check_gpus(num_workers: int) -> None:
+    """ConfigError where this machine has fewer GPUs than workers want (a cluster may still grow)."""
+    import torch
+
+    found = torch.cuda.device_count()
+    if not on_a_cluster() and found < num_workers:
+        raise ConfigError(
+            f"scale.use_gpu: {num_workers} workers need {num_workers} GPUs, this machine has {found}; set "
+            "scale.num_workers lower, or scale.use_gpu to false."
+        )

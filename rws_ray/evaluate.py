@@ -1,0 +1,119 @@
+"""Estimate the NLL of a stored model, with its standard error, its curve over K, and whether to trust it.
+
+python -m rws_ray.evaluate models:/rws-digits@champion
+python -m rws_ray.evaluate runs/digits/model --data digits --split valid --num-samples 100
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from typing import Any
+
+from rws_ray.config import home
+from rws_ray.errors import DataError, run_command
+from rws_ray.report.terminal import Progress, count, duration, nll_text, table
+from rws_ray.tracking import fetch_model
+
+EXAMPLE = "example: python -m rws_ray.evaluate models:/rws-digits@champion --data digits --num-samples 1000"
+
+
+def parser(description: str, example: str) -> argparse.ArgumentParser:
+    """The arguments of the commands that estimate likelihoods."""
+    shared = argparse.ArgumentParser(
+        description=description, epilog=example, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    shared.add_argument("model", metavar="MODEL", help="models:/NAME@ALIAS, a run's name or id, or a folder")
+    shared.add_argument("--data-path", metavar="DIR", help="folder of prepared sets (else RWS_DATA_DIR, else ./data)")
+    shared.add_argument("--split", choices=("train", "valid", "test"), default="test", help="default: test")
+    shared.add_argument("--binarize", choices=("threshold", "dynamic"), help="for grey images")
+    shared.add_argument("--num-samples", metavar="K", type=positive, default=1000, help="default: 1000")
+    shared.add_argument("--seed", type=int, default=0, help="default: 0, the same for every model that is compared")
+    shared.add_argument(
+        "--num-workers", metavar="N", type=int, help="Ray tasks at a time; 0: this process (default: as the work asks)"
+    )
+    return shared
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return number
+
+
+def main(arguments: list[str]) -> None:
+    """The command."""
+    arguments_parser = parser("Estimate the NLL of a stored model.", EXAMPLE)
+    arguments_parser.add_argument("--data", help="set, or .parquet file (default: what the model was trained on)")
+    arguments_parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    asked = arguments_parser.parse_args(arguments)
+    folder = fetch_model(asked.model, home())
+    data, binarize = asked.data, asked.binarize
+    if data is None:
+        trained_on = trained_data(folder / "job.json")
+        data, binarize = trained_on["name"], binarize or trained_on["binarize"]
+
+    from rws_ray.cluster.scoring import load_model, score_rows
+    from rws_ray.data import open_split
+    from rws_ray.training.estimation import distrust, summary
+
+    split = open_split(data, asked.split, asked.data_path, binarize)
+    machine = load_model(folder)
+    started = time.perf_counter()
+    with Progress(split.num_rows, unit="row") as progress:
+
+        def told(done: int, total: int) -> None:
+            progress.update(split.num_rows * done // total)
+
+        estimate = score_rows(
+            machine, split, asked.num_samples, asked.seed, asked.num_workers, with_khat=True, told=told
+        )
+    found = summary(estimate) | {"model": asked.model, "data": split.name, "split": split.split}
+    print(report(found, split.dim, time.perf_counter() - started))
+    if warning := distrust(found):
+        print(f"warning: {warning}")
+    if asked.json:
+        print(json.dumps(found))
+
+
+def trained_data(job_file: Any) -> dict[str, Any]:
+    """The data table of the job that made a model."""
+    try:
+        return json.loads(job_file.read_text())["data"]
+    except (FileNotFoundError, KeyError, ValueError):
+        raise DataError(f"{job_file} does not tell what the model was trained on; name the set with --data.") from None
+
+
+def report(found: dict[str, Any], dim: int, seconds: float) -> str:
+    """The estimate, its curve and its diagnostics, as text."""
+    rows = [[count(point["num_samples"]), point["nll"], point["nll_stderr"]] for point in found["curve"]]
+    curve = table(["K", "NLL", "s.e."], [[k, f"{nll:.3f}", f"{error:.3f}"] for k, nll, error in rows])
+    khat = "not fitted (K is too small)" if found["khat"] is None else (
+        f"{found['khat']:.2f} (median), above 0.7 for {found['khat_distrusted']:.0%} of the rows"
+    )  # fmt: skip
+    speed = found["rows"] * found["num_samples"] / max(seconds, 1e-9)
+    return "\n".join(
+        [
+            f"{found['data']} {found['split']}, {count(found['rows'])} rows: "
+            f"NLL {nll_text(found['nll'], found['nll_stderr'], found['num_samples'])}, "
+            f"{found['nll'] / (dim * math.log(2)):.4f} bits per dimension",
+            "",
+            curve,
+            "",
+            f"ESS           {found['ess']:.1f} of {count(found['num_samples'])} samples",
+            f"largest       {found['max_share']:.1%} of the sum of weights, on average",
+            f"Pareto k̂      {khat}",
+            f"time          {duration(seconds)}, {count(round(speed))} samples/s",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)

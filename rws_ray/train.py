@@ -1,0 +1,109 @@
+"""Train a Helmholtz machine, estimate its likelihood, register it.
+
+    python -m rws_ray.train jobs/digits.toml
+    python -m rws_ray.train jobs/mnist.toml --data.path DIR --optim.epochs 10
+    python -m rws_ray.train jobs/digits.toml --scale.num_workers 0 --optim.epochs 5 --name small
+
+The same command goes on with what was interrupted, and prints the result of what is finished.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from contextlib import ExitStack
+from typing import Any
+
+from rws_ray.command import help_text, json_line, parse_job, show_job
+from rws_ray.config import Job, home
+from rws_ray.errors import run_command
+from rws_ray.report.terminal import Progress, count, duration, nll_text
+
+USAGE = "usage: python -m rws_ray.train [JOB.toml] [--section.key VALUE …] [flags]"
+EXAMPLE = "python -m rws_ray.train jobs/digits.toml --model.layers 200,100 --optim.epochs 20 --name wide"
+JSON_KEYS = ("run_id", "model_uri", "nll", "nll_stderr", "num_samples", "seconds", "examples_per_second")
+
+
+def main(arguments: list[str]) -> None:
+    """The command."""
+    if "--help" in arguments or "--help-all" in arguments:
+        print(help_text(USAGE, EXAMPLE, "--help-all" in arguments))
+        return
+    parsed = parse_job(arguments)
+    job, flags = parsed.job, parsed.flags
+    if "--show" in flags:
+        print(show_job(parsed.loaded))
+        return
+
+    from rws_ray.cluster.jobs import prepare, run_job  # torch: only once the job is known to be sound
+
+    prepared = prepare(job)
+    dataset = prepared.dataset
+    print(
+        f"{job.name}: {dataset.name} ({count(dataset.train.num_rows)} training rows of {dataset.dim} units), "
+        f"layers {' '.join(map(str, job.model.layers))}, {job.estimator.name} with K = {job.estimator.num_samples}, "
+        f"{job.optim.name}, {job.optim.epochs} epochs",
+        flush=True,
+    )
+    if "--dry-run" in flags:
+        print("The job is sound; nothing was run.")
+        return
+    with ExitStack() as stack:
+        result = run_job(prepared, Teller(job.optim.epochs, stack), "--restart" in flags, "-v" in flags)
+    print(report(job, result, dataset.dim))
+    if "--json" in flags:
+        print(json_line(result, JSON_KEYS))
+
+
+class Teller:
+    """Turns a run's reports into its progress line, from the moment that training begins."""
+
+    def __init__(self, epochs: int, stack: ExitStack):
+        self.epochs, self.stack = epochs, stack
+        self.progress: Progress | None = None
+        self.line, self.epoch = "", 0
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        """Show one report."""
+        kind = record["kind"]
+        if kind == "warning":
+            print(f"warning: {record['message']}", flush=True)
+            return
+        if kind in ("start", "epoch"):
+            self.epoch = math.floor(record["epoch"])
+        if self.progress is None:
+            self.progress = self.stack.enter_context(Progress(self.epochs, start=self.epoch))
+        if kind == "estimate":
+            self.progress.update(self.epoch, f"{self.line}  test NLL {record['done'] / record['total']:.0%}")
+        elif kind == "epoch":
+            nll = nll_text(record["valid_nll"], record["valid_nll_stderr"], record["valid_num_samples"])
+            speed = f"{count(round(record['examples_per_second']))} examples/s"
+            self.line = f"NLL {nll}  ESS/K {record['ess_ratio']:.2f}  {speed}"
+            self.progress.update(self.epoch, self.line)
+
+
+def report(job: Job, result: dict[str, Any], dim: int) -> str:
+    """What a run ends by printing."""
+    bits = result["nll"] / (dim * math.log(2))
+    store = f"sqlite:///{home() / 'mlflow.db'}"
+    model = result["model_uri"]
+    lines = [
+        "",
+        f"test NLL      {nll_text(result['nll'], result['nll_stderr'], result['num_samples'])}, "
+        f"{bits:.4f} bits per dimension",
+        f"independent   {result['independent_nll']:.2f} nats (each unit on its own: the mark to beat)",
+        f"validation    {result['valid_nll']:.2f} nats (K = {count(result['valid_num_samples'])}), "
+        f"best at epoch {result['best_epoch']:g} of {result['epochs']:g}",
+        f"time          {duration(result['seconds'])} of updates, "
+        f"{count(round(result['examples_per_second']))} examples/s",
+        f"samples       {result['figures']}/samples.png",
+        f"model         {model}",
+        f'load it       python -c "import rws_ray; print(rws_ray.load_model({model!r}))"',
+        f"score with    python -m rws_ray.evaluate {shlex.quote(model)} --data {job.data.name}",
+        f"MLflow        mlflow ui --backend-store-uri {shlex.quote(store)}",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,104 @@
+"""Training is a function of (config, data, seed): equality of all bytes, whoever trains and however often it stops."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from groups import run_group
+from tiny import bits, run_tiny, tiny_dataset, tiny_job
+
+from rws_ray.training.checkpoint import newest_valid, open_store
+from rws_ray.training.reduction import Group
+
+STEPS = 12  # 3 epochs of 4 batches
+OPTIMIZERS = ("adam", "sgd", "natural")
+
+
+def varied(optimizer: str) -> dict[str, object]:
+    """The parts of a job that carry state: averaging, clipping, a schedule for K, several dreams, early stopping."""
+    return {
+        "optim__name": optimizer,
+        "optim__average": 0.9,
+        "optim__clip_norm": 1.0,
+        "optim__patience": 2,
+        "optim__schedule": "cosine",
+        "estimator__raise_num_samples": [[1, 4]],
+        "estimator__num_dreams": 2,
+    }
+
+
+VARIANTS = [(varied(optimizer), kind) for optimizer in OPTIMIZERS for kind in ("binary", "gray8")] + [
+    # Batches that leave micro-shards of unequal sizes, and some empty in the last batch.
+    ({"optim__batch_size": 9, "scale__micro_shards": 4}, "binary"),
+    ({"optim__batch_size": 12, "scale__micro_shards": 7}, "binary"),
+]
+
+
+def _train_variants(group: Group, folder: str) -> list[tuple[bytes, ...]]:
+    return [
+        bits(run_tiny(group, tiny_job(**changes), tiny_dataset(kind=kind), Path(folder) / str(index)))
+        for index, (changes, kind) in enumerate(VARIANTS)
+    ]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return run_group(1, _train_variants, str(tmp_path_factory.mktemp("alone")))[0]
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_any_number_of_workers_gives_the_same_bits(size, alone, tmp_path):
+    for member in run_group(size, _train_variants, str(tmp_path)):
+        assert [one == other for one, other in zip(member, alone, strict=True)] == [True] * len(VARIANTS)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("stop", range(1, STEPS + 1))
+def test_a_stop_at_any_step_leaves_no_trace(optimizer, stop, tmp_path):
+    job = tiny_job(**varied(optimizer), scale__checkpoint_steps=1)
+    whole = bits(run_tiny(Group(), job, tiny_dataset(), tmp_path / "whole"))
+    assert run_tiny(Group(), job, tiny_dataset(), tmp_path / "parts", stop_after=stop) is None or stop == STEPS
+    assert bits(run_tiny(Group(), job, tiny_dataset(), tmp_path / "parts")) == whole
+
+
+def test_a_stop_between_checkpoints_costs_the_interval_and_no_bits(tmp_path):
+    job = tiny_job(**varied("natural"), scale__checkpoint_steps=3)
+    whole = bits(run_tiny(Group(), job, tiny_dataset(), tmp_path / "whole"))
+    run_tiny(Group(), job, tiny_dataset(), tmp_path / "parts", stop_after=5)
+    found = newest_valid(open_store(tmp_path / "parts"), pytest.fail)
+    assert found is not None
+    assert found.step == 4  # the report after the first epoch; step 3 before it, step 6 not reached
+    assert bits(run_tiny(Group(), job, tiny_dataset(), tmp_path / "parts")) == whole
+
+
+def _stop_and_go_on(group: Group, folder: str, stop: int | None) -> tuple[bytes, ...] | None:
+    job = tiny_job(**varied("natural"), scale__checkpoint_steps=1)
+    outcome = run_tiny(group, job, tiny_dataset(), folder, stop_after=stop)
+    return None if outcome is None else bits(outcome)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 2), (2, 1)])
+def test_a_resume_with_another_number_of_workers_leaves_no_trace(before, after, tmp_path):
+    whole = run_group(1, _stop_and_go_on, str(tmp_path / "whole"), None)[0]
+    run_group(before, _stop_and_go_on, str(tmp_path / "parts"), 6)
+    assert all(member == whole for member in run_group(after, _stop_and_go_on, str(tmp_path / "parts"), None))
+
+
+def test_another_seed_gives_other_bits(tmp_path):
+    first, second = (
+        bits(run_tiny(Group(), tiny_job(seed=seed), tiny_dataset(), tmp_path / f"{seed}")) for seed in (0, 1)
+    )
+    assert first != second
+
+
+def test_the_fast_reduction_agrees_up_to_rounding(tmp_path):
+    exact, fast = (
+        run_tiny(Group(), tiny_job(scale__reduction=reduction, optim__name="sgd"), tiny_dataset(), tmp_path / reduction)
+        for reduction in ("exact", "fast")
+    )
+    assert exact is not None
+    assert fast is not None
+    for one, other in zip(exact.machine.parameters(), fast.machine.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
