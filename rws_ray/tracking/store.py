@@ -10,9 +10,10 @@ import fcntl
 import gc
 import importlib
 import os
+import sqlite3
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -106,7 +107,7 @@ def connect(home: Path) -> Tracking:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if not debugging():
-        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")  # errors come as exceptions, too
     _import_mlflow()
     from mlflow.tracking import MlflowClient
 
@@ -161,6 +162,11 @@ def answering(uri: str) -> Iterator[None]:
 
 
 def _away(uri: str, reason: str) -> str:
+    if uri.startswith("sqlite:"):
+        return (
+            f"the tracking store {plain_uri(uri)} cannot be used ({_one_line(reason)}): see to its permissions, its "
+            "disk and its contents, or move it away for a new one."
+        )
     return (
         f"MLflow at {plain_uri(uri)} does not answer ({_one_line(reason)}): start it, correct MLFLOW_TRACKING_URI, "
         "or unset it to use the embedded store."
@@ -196,6 +202,7 @@ def _create_database(database: Path, artifacts: Path) -> None:
     work: in 3.17 these differ from what the migrations make.
     """
     if database.exists():
+        _check_database(database)
         return
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
@@ -210,6 +217,15 @@ def _create_database(database: Path, artifacts: Path) -> None:
         store.engine.dispose()
         partial.chmod(0o600)
         partial.replace(database)
+
+
+def _check_database(database: Path) -> None:
+    """OSError where the file cannot be read as a database: MLflow would try again for minutes."""
+    try:
+        with closing(sqlite3.connect(database, timeout=PROBE_SECONDS)) as connection:
+            connection.execute("SELECT count(*) FROM alembic_version")
+    except sqlite3.Error as error:
+        raise OSError(str(error)) from None
 
 
 @contextmanager

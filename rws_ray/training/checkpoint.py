@@ -134,12 +134,11 @@ def newest_valid(store: Store, warn: Callable[[str], None]) -> Checkpoint | None
 def read_checkpoint(store: Store, step: int) -> Checkpoint:
     """One checkpoint, verified; ValueError (a sentence) where it is incomplete or damaged."""
     folder = folder_name(step)
+    text = _part(store, folder, MANIFEST)
+    contents = {name: _part(store, folder, name) for name in (TENSORS, STATE)}
     try:
-        manifest = json.loads(store.read(f"{folder}/{MANIFEST}"))
-        contents = {name: store.read(f"{folder}/{name}") for name in (TENSORS, STATE)}
+        manifest = json.loads(text)
         expected = {name: manifest["files"][name]["sha256"] for name in contents}
-    except FileNotFoundError as error:
-        raise ValueError(f"it is incomplete ({Path(str(error.filename or MANIFEST)).name} is missing)") from None
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"its {MANIFEST} is damaged ({error})") from None
     for name, data in contents.items():
@@ -149,3 +148,10 @@ def read_checkpoint(store: Store, step: int) -> Checkpoint:
         return Checkpoint(step, load(contents[TENSORS]), json.loads(contents[STATE]))
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"it cannot be read ({error})") from None
+
+
+def _part(store: Store, folder: str, name: str) -> bytes:
+    try:
+        return store.read(f"{folder}/{name}")
+    except FileNotFoundError:
+        raise ValueError(f"it is incomplete ({name} is missing)") from None

@@ -75,6 +75,15 @@ def test_the_store_is_made_whole_and_private_also_after_a_killed_attempt_and_und
     assert (home / "artifacts").stat().st_mode & 0o777 == 0o700
 
 
+def test_a_file_that_is_no_database_is_an_infrastructure_error_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "mlflow.db").write_bytes(b"not a database, " * 100)
+    with pytest.raises(InfrastructureError, match="file is not a database"):
+        connect(tmp_path)
+
+
 def test_two_processes_that_make_the_store_at_once_both_find_it_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,100 @@
+"""Estimates of a split: the same for any number of workers, with diagnostics that agree with ArviZ's."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from groups import run_group
+from tiny import tiny_dataset
+
+from rws_ray.core.likelihood import tail_length
+from rws_ray.core.machine import HelmholtzMachine
+from rws_ray.training.batches import Examples
+from rws_ray.training.estimation import (
+    block_size,
+    distrust,
+    estimate_split,
+    pareto_khat,
+    standard_error,
+    summary,
+    validation_rows,
+)
+from rws_ray.training.reduction import Group
+
+CPU = torch.device("cpu")
+
+
+def _estimate(group: Group, num_samples: int = 150):
+    split = tiny_dataset(num_train=90).train
+    machine = HelmholtzMachine(split.dim, [6, 4]).initialize(0, "glorot")
+    return estimate_split(machine, Examples(split, CPU), torch.arange(90), num_samples, 0, group, with_khat=True)
+
+
+def test_any_number_of_workers_gives_the_same_estimate():
+    alone = _estimate(Group())
+    assert len(alone.log_prob) > 3 * block_size(CPU)
+    for member in run_group(3, _estimate):
+        for one, other in zip(alone[1:], member[1:], strict=True):
+            assert one.tobytes() == other.tobytes()
+
+
+def test_a_subset_of_rows_is_estimated_as_in_the_whole():
+    whole = _estimate(Group())
+    split = tiny_dataset(num_train=90).train
+    machine = HelmholtzMachine(split.dim, [6, 4]).initialize(0, "glorot")
+    rows = torch.tensor([3, 50, 88])
+    part = estimate_split(machine, Examples(split, CPU), rows, 150, 0, Group())
+    np.testing.assert_allclose(part.log_prob, whole.log_prob[rows], rtol=1e-6)
+
+
+def test_the_summary_gives_mean_and_standard_error_with_k():
+    estimate = _estimate(Group())
+    found = summary(estimate)
+    assert found["nll"] == pytest.approx(-estimate.log_prob.mean())
+    assert found["nll_stderr"] == pytest.approx(estimate.log_prob.std(ddof=1) / math.sqrt(90))
+    assert [point["num_samples"] for point in found["curve"]] == [1, 5, 10, 25, 100, 150]
+    assert found["curve"][-1]["nll"] == found["nll"]
+
+
+def test_khat_is_arvizs():
+    from arviz_stats.base import array_stats
+
+    draws = np.random.default_rng(0)
+    for num_samples in (100, 1000):
+        logw = draws.normal(size=(20, num_samples)) * np.linspace(0.3, 3, 20)[:, None]
+        tails = -np.sort(-logw, 1)[:, : tail_length(num_samples)]
+        ours = pareto_khat(tails)
+        theirs = [array_stats.pareto_khat(np.exp(row)[None], r_eff=1.0, tail="right") for row in logw]
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
+def test_equal_weights_are_the_best_case():
+    assert pareto_khat(np.zeros((2, 30))).tolist() == [0.0, 0.0]
+
+
+def test_too_few_samples_for_a_tail_are_told_as_such():
+    assert np.isnan(pareto_khat(np.zeros((2, 5)))).all()
+
+
+def test_heavy_tails_are_warned_of():
+    sound = {"khat_distrusted": 0.01, "num_samples": 100}
+    assert distrust(sound) is None
+    warning = distrust({"khat_distrusted": 0.5, "num_samples": 100})
+    assert warning is not None
+    assert "50%" in warning
+    assert "K = 100" in warning
+
+
+def test_validation_rows_are_a_fixed_subset():
+    chosen = validation_rows(1000, 50, 0)
+    assert len(set(chosen.tolist())) == 50
+    assert chosen.tolist() == sorted(chosen.tolist())
+    assert torch.equal(chosen, validation_rows(1000, 50, 0))
+    assert validation_rows(1000, None, 0).tolist() == validation_rows(1000, 5000, 0).tolist() == list(range(1000))
+
+
+def test_one_row_has_no_standard_error():
+    assert math.isnan(standard_error(np.array([1.0])))

@@ -1,0 +1,78 @@
+"""The tree over micro-shards: complete, ordered, and the same sum for any division among workers."""
+
+from __future__ import annotations
+
+import torch
+from groups import run_group
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rws_ray.training.reduction import Group, PlainSum, TreeSum, middle, subtrees
+
+
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_the_workers_subtrees_cover_each_micro_shard_once_in_order(num_shards, size):
+    size = min(size, num_shards)
+    nodes = [
+        node
+        for rank in range(size)
+        for node in subtrees(Group(rank, size).shards(num_shards), 0, num_shards)
+    ]  # fmt: skip
+    assert [shard for low, high in nodes for shard in range(low, high)] == list(range(num_shards))
+
+
+@given(st.integers(2, 1000))
+def test_a_node_splits_at_the_largest_power_of_two_below_its_length(length):
+    left = middle(0, length)
+    assert left & (left - 1) == 0
+    assert left < length <= 2 * left
+
+
+def shard_vector(shard: int, length: int) -> torch.Tensor:
+    """Entries of very different sizes, whose float32 sum depends on the order."""
+    draws = torch.Generator().manual_seed(shard)
+    return torch.randn(length, generator=draws) * 10.0 ** (3 * (shard % 5))
+
+
+def tree(low: int, high: int, length: int) -> torch.Tensor:
+    """The sum that the contract asks for, written as plainly as can be."""
+    if high - low == 1:
+        return shard_vector(low, length)
+    split = middle(low, high)
+    return tree(low, split, length) + tree(split, high, length)
+
+
+LENGTHS = (101, 64, 101)
+SHARDS = (1, 2, 4, 5, 6, 7, 8)
+
+
+def _sums(group: Group) -> dict[int, list[bytes]]:
+    found = {}
+    for num_shards in SHARDS:
+        if num_shards >= group.size:
+            reduce = TreeSum(group, num_shards, max(LENGTHS))
+            found[num_shards] = [
+                reduce(lambda shard, vector: vector.add_(shard_vector(shard, len(vector))), length).numpy().tobytes()
+                for length in LENGTHS
+            ]
+    return found
+
+
+def test_the_sum_is_that_of_the_tree_for_every_number_of_workers_and_micro_shards():
+    for size in (1, 2, 3, 4):
+        for member in run_group(size, _sums):
+            for num_shards, sums in member.items():
+                assert sums == [tree(0, num_shards, length).numpy().tobytes() for length in LENGTHS], (size, num_shards)
+
+
+def test_the_order_of_a_float_sum_matters_here():
+    """Otherwise the test above would prove nothing."""
+    forward = sum(shard_vector(shard, 101) for shard in range(8))
+    assert not torch.equal(forward, tree(0, 8, 101))
+
+
+def test_the_plain_sum_adds_all_micro_shards():
+    reduce = PlainSum(Group(), 5, 101)
+    total = reduce(lambda shard, vector: vector.add_(shard_vector(shard, len(vector))), 101)
+    exact = sum(shard_vector(shard, 101).double() for shard in range(5))
+    torch.testing.assert_close(total.double(), exact, rtol=1e-5, atol=1e-2)
