@@ -1,5 +1,48 @@
-"""What all rooms' tests share: one thread, so that figures and timings do not depend on the machine's load."""
+"""What all rooms' tests share."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 import torch
 
+# One thread, so that figures and timings do not depend on the machine's load.
 torch.set_num_threads(1)
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of prepared real data sets beside the repository; the test skips where there is none."""
+    if not (SHARED_DATA / "binarized_mnist").is_dir():
+        pytest.skip("the prepared data sets are not at ../shared/data")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One local Ray cluster of four CPUs (names for shares of the cores) for all tests that need one."""
+    import warnings
+
+    from rws_ray.cluster.session import DEFAULTS
+
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name, value in DEFAULTS.items():
+            patch.setenv(name, value)
+        patch.delenv("RAY_ADDRESS", raising=False)
+        import ray
+
+        ray.init(
+            address="local",
+            num_cpus=4,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            object_store_memory=256 * 2**20,
+        )
+        yield
+        ray.shutdown()

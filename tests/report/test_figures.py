@@ -1,9 +1,11 @@
 import csv
 import io
+import itertools
 
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -96,7 +98,9 @@ def test_truth_values_are_stored_as_bits(path):
     assert set(path.with_suffix(".csv").read_text().split("\n", 1)[1]) <= set("01,\n")
 
 
-@pytest.mark.parametrize("title", ["MODELS:/RWS-BINARIZED-MNIST@CHAMPION " * 6, "a $ sign, $\\broken", "words " * 60])
+@pytest.mark.parametrize(
+    "title", ["MODELS:/RWS-BINARIZED-MNIST@CHAMPION " * 6, "a name with $\\broken{$ in it", "words " * 60]
+)
 def test_any_title_fits(title, path):
     figures.sample_grid(bits(2, 64), (8, 8), path, title)
     pixels(path)
@@ -200,6 +204,53 @@ def test_curves_of_unlike_lengths_are_refused(path):
         figures.nll_over_epochs([1, 2], [3, 2], [3], [0.1, 0.1], 5, 100, path)
 
 
+def labels(figure):
+    """All that is written in a figure, with its boxes in pixels."""
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    written = list(figure.texts)
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            ticks = zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=True)
+            written += [axis.label, *(label for at, label in ticks if low <= at <= high)]
+        written += axes.get_legend().get_texts() if axes.get_legend() else []
+    return [(text.get_text(), text.get_window_extent(renderer)) for text in written if text.get_text()]
+
+
+def draw_everything(path):
+    """Calls that draw each kind of figure at its smallest, usual and largest."""
+    for num in (1, 2, 7, 100):
+        yield lambda num=num: figures.sample_grid(bits(num, 123), (), path, "Samples from p")
+        yield lambda num=num: figures.sample_grid(bits(num, 64), (8, 8), path, "Samples from p, at length, " * 5)
+        yield lambda num=num: figures.reconstruction_grid(bits(num, 123), bits(num, 123), (), path)
+    for dim in (1, 4, 40, 1500):
+        yield lambda dim=dim: figures.sample_grid(bits(12, dim), (), path, "Samples from p")
+    for num, every in ((1, 1), (2, 1), (60, 5), (500, 10)):
+        curves = training_curves(num, every)
+        yield lambda curves=curves: figures.nll_over_epochs(*curves, [5] * len(curves[0]), 100, path, 206.8)
+    for k in ([100], [1, 2], [1, 60_000, 100_000], [1, 5, 10, 25, 50, 100, 250, 500, 1000], np.arange(1, 501)):
+        yield lambda k=k: figures.nll_over_num_samples(k, 9000 + 6 / np.array(k), np.full(len(k), 0.3), path)
+
+
+def test_no_label_is_clipped_or_lies_on_another(path, monkeypatch):
+    drawn = []
+    store = style.save
+    monkeypatch.setattr(style, "save", lambda figure, *rest: (store(figure, *rest), drawn.append(figure)))
+    for draw in draw_everything(path):
+        draw()
+    for figure in drawn:
+        written = labels(figure)
+        canvas = figure.bbox
+        inside = [b.x0 >= 0 and b.y0 >= 0 and b.x1 <= canvas.x1 and b.y1 <= canvas.y1 for _, b in written]
+        assert all(inside), [text for (text, _), fits in zip(written, inside, strict=True) if not fits]
+        assert not [(s, t) for (s, a), (t, b) in itertools.combinations(written, 2) if a.overlaps(b)]
+
+
+def test_the_first_sample_is_the_top_row_of_a_bit_matrix():
+    figure = figures._bit_matrix(bits(5, 9)[:, None], (), "Samples from p", "caption")
+    assert figure.axes[0].get_ylim() == (5, 0)
+
+
 def limits(bound, independent_nll=None):
     axes = Figure().add_subplot()
     bound = np.asarray(bound, dtype=float)
@@ -274,6 +325,15 @@ def test_a_figure_that_cannot_be_put_in_place_leaves_nothing_half_written(tmp_pa
     with pytest.raises(OSError, match="directory"):
         figures.sample_grid(bits(2, 64), (8, 8), path, "Samples from p")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["figure.csv", "figure.png"]
+
+
+def test_who_reads_a_figure_while_it_is_drawn_anew_reads_the_old_one_whole(path):
+    figures.sample_grid(bits(2, 64), (8, 8), path, "Samples from p")
+    before = path.read_bytes()
+    with path.open("rb") as reader:
+        figures.sample_grid(bits(2, 64, seed=1), (8, 8), path, "Samples from p")
+        assert reader.read() == before
+    assert path.read_bytes() != before
 
 
 def test_data_that_cannot_be_written_leave_the_old_figure_whole(path):
