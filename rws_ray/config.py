@@ -14,9 +14,9 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 from pydantic_settings import PydanticBaseSettingsSource as Source
 
@@ -116,6 +116,15 @@ class TrackConfig(Section):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, serialize_by_alias=True)
 
 
+class SearchConfig(Section):
+    """How a sweep (rws_ray.tune) searches; a training run does not read it."""
+
+    num_trials: int | None = Field(None, ge=1, description="trials (default: 16; grid: all of them)")
+    algorithm: Literal["random", "grid", "tpe"] = Field("random", description="what proposes a trial's values")
+    scheduler: Literal["asha", "median", "none"] = Field("asha", description="what stops trials early")
+    max_concurrent: int = Field(0, ge=0, description="trials at a time; 0: as many as the cluster holds")
+
+
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
@@ -133,6 +142,7 @@ class Job(BaseSettings):
     eval: EvalConfig = EvalConfig()
     scale: ScaleConfig = ScaleConfig()
     track: TrackConfig = TrackConfig()
+    search: SearchConfig = SearchConfig()
 
     @classmethod
     def settings_customise_sources(  # type: ignore[override]
@@ -222,14 +232,35 @@ def job_keys(model: type[BaseModel] = Job, prefix: str = "") -> Iterator[Key]:
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from job_keys(field.annotation, name + ".")
         else:
-            kind = str(field.annotation) if not isinstance(field.annotation, type) else field.annotation.__name__
-            kind = re.sub(r"typing\.|Annotated\[(\w+), [^\]]*\]", r"\1", kind).replace("Literal", "")
-            yield Key(
-                name,
-                re.sub(r" \| None|'", "", kind).strip("[]") if "|" in kind or "'" in kind else kind,
-                json.dumps(field.default),
-                field.description or "",
-            )
+            yield Key(name, _kind(field.annotation), json.dumps(field.default), field.description or "")
+
+
+def _kind(annotation: Any) -> str:
+    """A type as people write it: `int`, `list of int`, `threshold | dynamic`."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _kind(arguments[0])
+    if origin is Literal:
+        return " | ".join(map(str, arguments))
+    if origin is list:
+        return f"list of {_kind(arguments[0])}"
+    if origin is tuple:
+        return f"[{', '.join(map(_kind, arguments))}]"
+    if arguments:
+        return " | ".join(_kind(each) for each in arguments if each is not type(None))
+    return str(annotation.__name__)
+
+
+def checked_value(name: str, value: Any) -> Any:
+    """The value of one key, checked against its type and bounds alone; ConfigError tells what is wrong."""
+    section, _, key = name.rpartition(".")
+    model: Any = Job.model_fields[section].annotation if section else Job
+    field = next(field for own, field in model.model_fields.items() if key in (own, field.alias))
+    try:
+        return TypeAdapter(Annotated[field.annotation, *field.metadata]).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(_sentence({**first, "loc": (name,), "input": value})) from None
 
 
 class LoadedJob(NamedTuple):
@@ -245,8 +276,8 @@ def load_job(file: str | None, overrides: list[str]) -> LoadedJob:
     Raises:
         ConfigError: no such file, not TOML, an unknown key (the nearest is named) or a value that cannot be.
     """
-    from_file = _flatten(_read_toml(file)) if file else {}
-    from_line = _flatten(_read_overrides(overrides))
+    from_file = flatten(read_toml(file)) if file else {}
+    from_line = flatten(read_overrides(overrides))
     known = [key.name for key in job_keys()]
     for origin, keys in ((file or "", from_file), ("the command line", from_line)):
         for key in keys:
@@ -283,7 +314,8 @@ def nearest(word: str, known: list[str]) -> str:
     return f"; did you mean {found[0]!r}?" if found else ""
 
 
-def _read_toml(file: str) -> dict[str, Any]:
+def read_toml(file: str) -> dict[str, Any]:
+    """The tables of a TOML file; ConfigError where there is none."""
     try:
         with Path(file).open("rb") as stream:
             return tomllib.load(stream)
@@ -295,7 +327,8 @@ def _read_toml(file: str) -> dict[str, Any]:
         raise ConfigError(f"{file}: not valid TOML: {error}.") from None
 
 
-def _read_overrides(overrides: list[str]) -> dict[str, Any]:
+def read_overrides(overrides: list[str]) -> dict[str, Any]:
+    """The tables that `--section.key value` words make; ConfigError tells what cannot be understood."""
     known = [key.name for key in job_keys()]
     for word in overrides:
         key = word.removeprefix("--").split("=", 1)[0]
@@ -311,11 +344,12 @@ def _read_overrides(overrides: list[str]) -> dict[str, Any]:
         raise ConfigError(f"the command line: {reason}; write overrides as --section.key value.") from None
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`section.key` names from nested tables."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
     return flat
@@ -323,7 +357,7 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def flatten_job(job: Job) -> dict[str, Any]:
     """Every key of the resolved job with its value, `section.key` names."""
-    return _flatten(job.resolved())
+    return flatten(job.resolved())
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -351,6 +385,7 @@ FREE_KEYS = (
     "scale.storage",
     "model.warm_start",
     "track.",
+    "search.",
 )
 
 

@@ -11,13 +11,17 @@ from __future__ import annotations
 
 import math
 import shlex
+import shutil
+import sys
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from rws_ray.command import help_text, json_line, parse_job, show_job
 from rws_ray.config import Job, home
 from rws_ray.errors import run_command
 from rws_ray.report.terminal import Progress, count, duration, nll_text
+from rws_ray.tracking import tracking_uri
 
 USAGE = "usage: python -m rws_ray.train [JOB.toml] [--section.key VALUE …] [flags]"
 EXAMPLE = "python -m rws_ray.train jobs/digits.toml --model.layers 200,100 --optim.epochs 20 --name wide"
@@ -85,8 +89,11 @@ class Teller:
 def report(job: Job, result: dict[str, Any], dim: int) -> str:
     """What a run ends by printing."""
     bits = result["nll"] / (dim * math.log(2))
-    store = f"sqlite:///{home() / 'mlflow.db'}"
-    model = result["model_uri"]
+    model, python, store = shlex.quote(result["model_uri"]), this_python(), shlex.quote(tracking_uri(home()))
+    if result["unsent"]:
+        mlflow = f"{result['unsent']} records wait on disk; send them with {python} -m rws_ray.tracking sync"
+    else:
+        mlflow = store if store.startswith("http") else f"{python} -m mlflow ui --backend-store-uri {store}"
     lines = [
         "",
         f"test NLL      {nll_text(result['nll'], result['nll_stderr'], result['num_samples'])}, "
@@ -97,12 +104,20 @@ def report(job: Job, result: dict[str, Any], dim: int) -> str:
         f"time          {duration(result['seconds'])} of updates, "
         f"{count(round(result['examples_per_second']))} examples/s",
         f"samples       {result['figures']}/samples.png",
-        f"model         {model}",
-        f'load it       python -c "import rws_ray; print(rws_ray.load_model({model!r}))"',
-        f"score with    python -m rws_ray.evaluate {shlex.quote(model)} --data {job.data.name}",
-        f"MLflow        mlflow ui --backend-store-uri {shlex.quote(store)}",
+        f"model         {result['model_uri']}",
+        f'load it       {python} -c "import rws_ray; print(rws_ray.load_model({result["model_uri"]!r}))"',
+        f"evaluate it   {python} -m rws_ray.evaluate {model} --data {job.data.name}",
+        f"MLflow        {mlflow}",
     ]
     return "\n".join(lines)
+
+
+def this_python() -> str:
+    """How to call this Python from the present folder."""
+    here = Path(sys.executable)
+    if shutil.which("python") == sys.executable:
+        return "python"
+    return str(here.relative_to(Path.cwd())) if here.is_relative_to(Path.cwd()) else str(here)
 
 
 if __name__ == "__main__":

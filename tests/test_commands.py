@@ -87,7 +87,7 @@ def test_another_job_under_the_same_name_is_refused_with_the_way_out(trained):
 
 def test_the_printed_one_liner_loads_the_model(trained):
     folder, _, printed = trained
-    code = printed.split("load it       python -c ")[1].splitlines()[0].strip('"')
+    code = printed.split(" -c ")[1].splitlines()[0].strip('"')
     settings = dict(os.environ, RWS_HOME=str(folder / "runs"))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=settings, timeout=120)
     assert "HelmholtzMachine" in done.stdout, done.stderr

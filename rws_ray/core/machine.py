@@ -142,7 +142,7 @@ class HelmholtzMachine(nn.Module):
         return total_log_prob(seen_p) - total_log_prob(seen_q)
 
     def likelihood(self, x_BD: Any, num_samples: int, seed: int = 0) -> Likelihood:
-        """The importance-sampled estimate of log p(x) with its diagnostics, rows keyed by place; see core.likelihood."""
+        """The importance-sampled estimate of log p(x) with diagnostics, rows keyed by place; see core.likelihood."""
         from rws_ray.core.likelihood import estimate_likelihood
 
         x_BD = self.rows(x_BD)

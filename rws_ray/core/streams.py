@@ -20,7 +20,7 @@ def generator(seed: int, purpose: str, *counters: int, device: torch.device | st
     """The generator of one key.
 
     The key is hashed, so neighbouring counters give unrelated streams. torch's CPU engine keeps 32 bits of the
-    hash: two of a run's streams coincide with chance 2⁻³² a pair, and then, but for a rare pair, feed different examples.
+    hash: two of a run's streams coincide with chance 2⁻³² a pair, and then nearly always feed different examples.
     """
     key = "/".join([str(seed), purpose, *map(str, counters)])
     number = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")

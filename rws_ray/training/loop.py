@@ -135,7 +135,7 @@ class Fitter:
                 "valid_nll_stderr": standard_error(estimate.log_prob),
                 "valid_num_samples": job.eval.num_samples,
                 "ess_ratio": sums.pop("ess") / num_samples,
-                "examples_per_second": progress.step * job.optim.batch_size / max(progress.seconds, 1e-9),
+                "examples_per_second": self.examples_per_second(),
                 "eval_seconds": time.perf_counter() - before,
             }
             | sums
@@ -159,9 +159,14 @@ class Fitter:
             "best_epoch": progress.best_step / steps,
             "epochs": progress.step / steps,
             "seconds": progress.seconds,
-            "examples_per_second": progress.step * self.job.optim.batch_size / max(progress.seconds, 1e-9),
+            "examples_per_second": self.examples_per_second(),
         }
         return Outcome(machine.cpu(), metrics)
+
+    def examples_per_second(self) -> float:
+        """Training examples a second of updates, over all attempts."""
+        epochs = self.progress.step / self.updater.epochs.steps
+        return epochs * self.dataset.train.num_rows / max(self.progress.seconds, 1e-9)
 
     def _report_estimate(self, done: int, total: int) -> None:
         # Reports are a barrier among workers: only for long estimates, and at the same rounds on each worker.

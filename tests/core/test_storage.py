@@ -1,5 +1,6 @@
 import json
 import pickle
+import re
 import struct
 
 import pytest
@@ -31,12 +32,11 @@ def edit_tensors(folder, edit):
 
 
 def assert_refused(folder, file):
-    with pytest.raises(ValueError, match=file) as caught:
+    """Loading fails in one sentence that begins with the damaged file."""
+    with pytest.raises(ValueError, match="^" + re.escape(str(folder / file))) as caught:
         HelmholtzMachine.load(folder)
-    sentence = str(caught.value)
-    assert str(folder) in sentence
-    assert "\n" not in sentence
-    assert len(sentence) < 600
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
 
 
 def test_a_machine_comes_back_bit_for_bit(tmp_path):
@@ -79,11 +79,13 @@ def test_a_loaded_machine_can_be_trained_and_outlives_its_files(saved):
 @pytest.mark.parametrize("file", [CONFIG_FILE, WEIGHTS_FILE])
 def test_a_missing_file_is_named(saved, file):
     (saved / file).unlink()
-    assert_refused(saved, file)
+    with pytest.raises(ValueError, match=f"model holds no model: {file} is missing"):
+        HelmholtzMachine.load(saved)
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    assert_refused(tmp_path / "nowhere", "nowhere")
+    with pytest.raises(ValueError, match=r"nowhere holds no model: config\.json is missing"):
+        HelmholtzMachine.load(tmp_path / "nowhere")
 
 
 def test_weights_that_were_cut_off_anywhere_are_refused(saved):
