@@ -151,10 +151,13 @@ def log_epoch(log: RunLog, record: dict[str, Any]) -> None:
 
 def write_model(path: Path, machine: HelmholtzMachine, job: dict[str, Any], metrics: dict[str, Any]) -> None:
     """Write a model's folder: the machine, the job that made it, and its metrics."""
+    aside = path.with_name(f".{path.name}.new")
+    shutil.rmtree(aside, ignore_errors=True)
+    machine.save(aside)
+    (aside / "job.json").write_text(json.dumps(job, indent=1) + "\n")
+    (aside / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     shutil.rmtree(path, ignore_errors=True)
-    machine.save(path)
-    (path / "job.json").write_text(json.dumps(job, indent=1) + "\n")
-    (path / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    aside.rename(path)
 
 
 def draw_figures(folder: RunFolder, outcome: Outcome, dataset: Dataset) -> None:

@@ -51,7 +51,7 @@ class SigmoidLayer(nn.Module):
     def logits(self, y_BKI: Tensor) -> Tensor:
         """The logits a = y W + b, (B, K, O)."""
         B, K, num_inputs = y_BKI.shape
-        return torch.addmm(self.bias, y_BKI.reshape(B * K, num_inputs), self.weight).view(B, K, -1)
+        return torch.addmm(self.bias, y_BKI.reshape(B * K, num_inputs), self.weight).view(B, K, len(self.bias))
 
     def sample(self, y_BKI: Tensor, num_samples: int, stream: Stream) -> Observation:
         """Draw `num_samples` (K) states for each example; inputs with K = 1 are shared, their logits computed once."""

@@ -69,6 +69,8 @@ def estimate_likelihood(
     """
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, not {num_samples}")
+    if len(row_ids) != x_BD.shape[0]:
+        raise ValueError(f"{x_BD.shape[0]} rows need as many keys, not {len(row_ids)}")
     points, curve = curve_points(num_samples), []
     device, B = x_BD.device, x_BD.shape[0]
     largest = torch.full((B,), -math.inf, dtype=torch.float64, device=device)

@@ -9,17 +9,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from rws_ray.core import storage
 from rws_ray.core.layers import BernoulliPrior, Observation, SigmoidLayer
+from rws_ray.core.likelihood import Likelihood, estimate_likelihood
 from rws_ray.core.streams import Stream, generator
-
-if TYPE_CHECKING:
-    from rws_ray.core.likelihood import Likelihood
 
 HIDDEN_BIAS = -1.0  # units start sparse, σ(−1) = 0.27, as in the reference
 
@@ -43,6 +41,11 @@ class HelmholtzMachine(nn.Module):
         q_layer: str = "sbn",
     ):
         super().__init__()
+        for kind in (p_layer, q_layer):
+            if kind not in storage.KINDS:
+                raise ValueError(f"there is no layer kind {kind!r}; there is {', '.join(storage.KINDS)}")
+        if not layers:
+            raise ValueError("a machine needs at least one hidden layer")
         self.dim, self.layers, self.shape = int(dim), [int(width) for width in layers], tuple(shape)
         self.p_layer, self.q_layer = p_layer, q_layer
         widths = [self.dim, *self.layers]
@@ -69,6 +72,8 @@ class HelmholtzMachine(nn.Module):
             init: `glorot`, or `reference` (Glorot divided by the number of inputs).
             visible_mean: (D,), each strictly between 0 and 1 (smooth them: a pixel may never be on).
         """
+        if init not in ("glorot", "reference"):
+            raise ValueError(f"there is no initialisation {init!r}; there are glorot and reference")
         draws = generator(seed, "init")
         visible = HIDDEN_BIAS if visible_mean is None else torch.logit(visible_mean.double())
         for index, layer in enumerate(self.p):
@@ -143,8 +148,6 @@ class HelmholtzMachine(nn.Module):
 
     def likelihood(self, x_BD: Any, num_samples: int, seed: int = 0) -> Likelihood:
         """The importance-sampled estimate of log p(x) with diagnostics, rows keyed by place; see core.likelihood."""
-        from rws_ray.core.likelihood import estimate_likelihood
-
         x_BD = self.rows(x_BD)
         return estimate_likelihood(self, x_BD, num_samples, seed, range(len(x_BD)))
 
@@ -180,7 +183,11 @@ class HelmholtzMachine(nn.Module):
     def rows(self, x_BD: Any) -> Tensor:
         """Rows of 0 and 1 (tensor, array or nested list) as this machine's floats; ValueError where they are not."""
         weight = self.prior.bias
-        x_BD = torch.as_tensor(x_BD, device=weight.device)
+        try:
+            # Arrays are copied: a memory map is read-only, which torch cannot share.
+            x_BD = x_BD.to(weight.device) if isinstance(x_BD, Tensor) else torch.tensor(x_BD, device=weight.device)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"rows must be numbers, {self.dim} in each: {error}") from None
         if x_BD.dim() != 2 or x_BD.shape[1] != self.dim:
             raise ValueError(f"rows of {self.dim} units are needed, not an array of shape {tuple(x_BD.shape)}")
         if not bool(((x_BD == 0) | (x_BD == 1)).all()):

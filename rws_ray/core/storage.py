@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,8 @@ def check_config(file: Path, config: Any) -> dict[str, Any]:
         raise ValueError(f"{file}: dim and layers must be whole numbers from 1 to {MAX_UNITS}")
     if not isinstance(shape, list) or not all(map(_is_width, shape)):
         raise ValueError(f"{file}: shape must be a list of whole numbers, not {shape!r}")
+    if shape and math.prod(shape) != arguments["dim"]:
+        raise ValueError(f"{file}: shape {shape} does not hold the {arguments['dim']} units of dim")
     for key in ("p_layer", "q_layer"):
         if arguments[key] not in KINDS:
             raise ValueError(f"{file}: {key} is {arguments[key]!r}; this program knows {', '.join(KINDS)}")

@@ -37,10 +37,15 @@ class Stream:
         self.generators = [generators] if isinstance(generators, torch.Generator) else list(generators)
 
     def uniform(self, shape: tuple[int, int, int]) -> Tensor:
-        """Uniform float32 on [0, 1), shape (B, K, H), each of the 2²⁴ multiples of 2⁻²⁴ equally likely."""
+        """Uniform float32 on [0, 1), shape (B, K, H), each of the 2²⁴ multiples of 2⁻²⁴ equally likely.
+
+        So a unit whose probability lies between 0 and 2⁻²⁴ (6e-8) fires with 2⁻²⁴.
+        """
         if len(self.generators) == 1:
             return _uniform(shape, self.generators[0])
         assert len(self.generators) == shape[0]
+        if not self.generators:
+            return torch.empty(shape)
         return torch.stack([_uniform(shape[1:], each) for each in self.generators])
 
 

@@ -208,3 +208,10 @@ def test_memory_does_not_grow_with_k():
 def test_fewer_than_one_sample_is_refused_in_a_sentence(machine, num_samples):
     with pytest.raises(ValueError, match="num_samples must be at least 1"):
         machine.log_likelihood(binary_states(4), num_samples)
+
+
+def test_each_row_needs_a_key_of_its_own():
+    """One key for many rows would give them all the same random numbers."""
+    machine = random_machine(3, [2])
+    with pytest.raises(ValueError, match="2 rows need as many keys, not 1"):
+        estimate_likelihood(machine, torch.zeros(2, 3, dtype=torch.float64), 5, 0, [0])

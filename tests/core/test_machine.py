@@ -231,3 +231,35 @@ def mnist_rows(split):
     column = pyarrow.parquet.read_table(MNIST / f"{split}.parquet", columns=["x"])["x"].combine_chunks()
     packed = np.frombuffer(column.buffers()[1], np.uint8).reshape(len(column), -1)
     return torch.from_numpy(np.unpackbits(packed, axis=1)[:, :784])
+
+
+def test_read_only_arrays_are_taken_and_no_rows_have_no_likelihoods():
+    machine = random_machine(3, [2])
+    rows = np.zeros((2, 3), dtype=np.uint8)
+    rows.flags.writeable = False
+    assert machine.log_likelihood(rows, 5).shape == (2,)
+    assert machine.log_likelihood(np.zeros((0, 3), dtype=np.uint8), 5).shape == (0,)
+
+
+@pytest.mark.parametrize("rows", [["a"], [[0, 1], [0]], "010"])
+def test_rows_that_are_no_numbers_are_refused(rows):
+    with pytest.raises(ValueError, match="rows"):
+        random_machine(3, [2]).rows(rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"p_layer": "sbm"}, "layer kind 'sbm'"),
+        ({"q_layer": ""}, "layer kind"),
+        ({"layers": []}, "at least one hidden"),
+    ],
+)
+def test_a_machine_that_cannot_be_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        HelmholtzMachine(**({"dim": 3, "layers": [2]} | arguments))
+
+
+def test_an_unknown_initialisation_is_refused():
+    with pytest.raises(ValueError, match="initialisation 'xavier'"):
+        HelmholtzMachine(3, [2]).initialize(0, "xavier")

@@ -177,8 +177,16 @@ def test_a_configuration_without_one_of_its_keys_is_refused(saved, key):
     assert_refused(saved, CONFIG_FILE)
 
 
+def test_a_shape_that_does_not_hold_the_units_is_refused(saved):
+    config = json.loads((saved / CONFIG_FILE).read_text())
+    (saved / CONFIG_FILE).write_text(json.dumps(config | {"shape": [7, 9]}))
+    assert_refused(saved, CONFIG_FILE)
+
+
 @pytest.mark.parametrize(
-    "changes", [{"dim": 5}, {"layers": [3]}, {"layers": [2, 3]}, {"dim": 10**6, "layers": [10**6, 10**6]}], ids=str
+    "changes",
+    [{"dim": 5, "shape": []}, {"layers": [3]}, {"layers": [2, 3]}, {"dim": 10**6, "shape": [], "layers": [10**6] * 2}],
+    ids=str,
 )
 def test_a_configuration_that_disagrees_with_the_weights_is_refused_before_any_memory_is_taken(saved, changes):
     edit_config(saved, **changes)
