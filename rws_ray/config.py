@@ -314,15 +314,15 @@ def nearest(word: str, known: list[str]) -> str:
     return f"; did you mean {found[0]!r}?" if found else ""
 
 
-def read_toml(file: str) -> dict[str, Any]:
+def read_toml(file: str, what: str = "job file", where: str = "jobs/") -> dict[str, Any]:
     """The tables of a TOML file; ConfigError where there is none."""
     try:
         with Path(file).open("rb") as stream:
             return tomllib.load(stream)
     except FileNotFoundError:
-        raise ConfigError(f"{file}: there is no such job file; jobs/ has some to start from.") from None
+        raise ConfigError(f"{file}: there is no such {what}; {where} has some to start from.") from None
     except OSError as error:
-        raise ConfigError(f"{file}: the job file cannot be read ({error.strerror}).") from None
+        raise ConfigError(f"{file}: the {what} cannot be read ({error.strerror}).") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: not valid TOML: {error}.") from None
 

@@ -12,7 +12,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,10 +50,30 @@ def train_run(
             assert outcome is not None
             return outcome
         with session(verbose):
-            return _fit_on_workers(job, dataset, folder, place, initial)
+            outcome = fit_on_workers(job, dataset, folder, place, initial)
+            assert outcome is not None
+            return outcome
 
 
-def _fit_on_workers(job: Job, dataset: Dataset, folder: RunFolder, place: str, initial: Path | None) -> Outcome:
+def fit_on_workers(
+    job: Job,
+    dataset: Dataset,
+    folder: RunFolder,
+    place: str,
+    initial: Path | None,
+    callbacks: Sequence[Any] = (),
+    with_test: bool = True,
+) -> Outcome | None:
+    """Train on Ray Train workers; reports go to the run's file, and to further callbacks of Ray's.
+
+    Args:
+        place: of the checkpoints.
+        callbacks: ray.train.UserCallback objects.
+        with_test: as in training.loop.fit.
+
+    Raises:
+        RwsError: the run failed.
+    """
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -62,7 +82,13 @@ def _fit_on_workers(job: Job, dataset: Dataset, folder: RunFolder, place: str, i
     scratch = folder.path / "ray"
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"job": job.resolved(), "dataset": dataset, "place": place, "initial": initial},
+        train_loop_config={
+            "job": job.resolved(),
+            "dataset": dataset,
+            "place": place,
+            "initial": initial,
+            "with_test": with_test,
+        },
         torch_config=TorchConfig(backend="nccl" if scale.use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=scale.num_workers, use_gpu=scale.use_gpu, resources_per_worker=resources
@@ -72,7 +98,7 @@ def _fit_on_workers(job: Job, dataset: Dataset, folder: RunFolder, place: str, i
             name=f"attempt-{uuid.uuid4().hex[:8]}",
             storage_path=str(scratch),
             failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES),
-            callbacks=[_report_callback(folder.reports)],
+            callbacks=[_report_callback(folder.reports), *callbacks],
         ),
     )
     try:
@@ -83,6 +109,8 @@ def _fit_on_workers(job: Job, dataset: Dataset, folder: RunFolder, place: str, i
         shutil.rmtree(scratch, ignore_errors=True)
     if isinstance(returned, RwsError):
         raise returned
+    if returned is None:
+        return None
     config, arrays, metrics = returned
     machine = HelmholtzMachine(**config)
     machine.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in arrays.items()})
@@ -102,7 +130,7 @@ def _in_a_thread(call: Callable[[], Any]) -> Any:
             raise
 
 
-def _worker(config: dict[str, Any]) -> tuple[Any, ...] | RwsError:
+def _worker(config: dict[str, Any]) -> tuple[Any, ...] | RwsError | None:
     """What each Ray Train worker runs; the outcome's weights come back as arrays, for Ray returns no tensors."""
     import ray.train
 
@@ -112,10 +140,12 @@ def _worker(config: dict[str, Any]) -> tuple[Any, ...] | RwsError:
     group = Group(context.get_world_rank(), context.get_world_size(), device)
     try:
         store = open_store(config["place"])
-        outcome = fit(job, config["dataset"], group, store, ray.train.report, config["initial"])
+        with_test = config["with_test"]
+        outcome = fit(job, config["dataset"], group, store, ray.train.report, config["initial"], with_test=with_test)
     except RwsError as error:
         return error  # the same on every worker; restarting would only repeat it
-    assert outcome is not None
+    if outcome is None:
+        return None
     arrays = {name: tensor.numpy() for name, tensor in outcome.machine.state_dict().items()}
     return outcome.machine.config(), arrays, outcome.metrics
 

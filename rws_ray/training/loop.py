@@ -207,6 +207,7 @@ def fit(
     report: Report,
     initial: Path | None = None,
     stop_after: int | None = None,
+    with_test: bool = True,
 ) -> Outcome | None:
     """Train from the newest checkpoint (or the start) to the end, and estimate the test NLL.
 
@@ -218,12 +219,14 @@ def fit(
         report: told of each epoch, of long estimates and of warnings; called on every worker alike.
         initial: folder of the model to start from (model.warm_start).
         stop_after: leave after this many steps, without an outcome.
+        with_test: False leaves the test data alone, as a trial of a search must; its weights are in its checkpoints.
 
     Returns:
-        The best weights as a machine on the CPU, with its metrics; None where it was stopped.
+        The best weights as a machine on the CPU, with its metrics; None where it was stopped, or without the test.
     """
     torch.set_num_threads(job.scale.threads_per_worker)
     fitter = Fitter(job, dataset, group, store, report, initial)
     fitter.resume()
     fitter.report({"kind": "start", "epoch": fitter.progress.step / fitter.updater.epochs.steps})
-    return fitter.finish() if fitter.train(stop_after) else None
+    is_finished = fitter.train(stop_after)
+    return fitter.finish() if is_finished and with_test else None
