@@ -88,6 +88,8 @@ class Teller:
 
 def report(job: Job, result: dict[str, Any], dim: int) -> str:
     """What a run ends by printing."""
+    from rws_ray.training.estimation import distrust
+
     bits = result["nll"] / (dim * math.log(2))
     model, python, store = shlex.quote(result["model_uri"]), this_python(), shlex.quote(tracking_uri(home()))
     if result["unsent"]:
@@ -103,21 +105,25 @@ def report(job: Job, result: dict[str, Any], dim: int) -> str:
         f"best at epoch {result['best_epoch']:g} of {result['epochs']:g}",
         f"time          {duration(result['seconds'])} of updates, "
         f"{count(round(result['examples_per_second']))} examples/s",
-        f"samples       {result['figures']}/samples.png",
+        f"samples       {from_here(Path(result['figures']) / 'samples.png')}",
         f"model         {result['model_uri']}",
         f'load it       {python} -c "import rws_ray; print(rws_ray.load_model({result["model_uri"]!r}))"',
         f"evaluate it   {python} -m rws_ray.evaluate {model} --data {job.data.name}",
         f"MLflow        {mlflow}",
     ]
+    if warning := distrust(result):
+        lines.append(f"warning: {warning}")
     return "\n".join(lines)
 
 
 def this_python() -> str:
     """How to call this Python from the present folder."""
-    here = Path(sys.executable)
-    if shutil.which("python") == sys.executable:
-        return "python"
-    return str(here.relative_to(Path.cwd())) if here.is_relative_to(Path.cwd()) else str(here)
+    return "python" if shutil.which("python") == sys.executable else from_here(Path(sys.executable))
+
+
+def from_here(path: Path) -> str:
+    """A path as short as the present folder allows."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 if __name__ == "__main__":

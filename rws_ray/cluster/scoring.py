@@ -6,7 +6,8 @@ Rows go in the same blocks, with random numbers keyed by row, wherever they are 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +75,23 @@ def score_rows(
         num_workers = 0 if split.num_rows * num_samples * weights < LOCAL_PRODUCTS else -1
     row_ids = torch.arange(split.num_rows)
     if num_workers == 0:
-        examples = Examples(split, torch.device("cpu"))
-        return estimate_split(machine, examples, row_ids, num_samples, seed, Group(), with_khat, told)
+        with _one_thread():
+            examples = Examples(split, torch.device("cpu"))
+            return estimate_split(machine, examples, row_ids, num_samples, seed, Group(), with_khat, told)
     with session():
         parts = _on_workers(machine, split, row_ids, num_samples, seed, num_workers, with_khat, told)
         return Estimate(num_samples, *map(np.concatenate, zip(*(part[1:] for part in parts), strict=True)))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """As a Ray task has: the same bits, and no threads that wait for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _on_workers(

@@ -20,7 +20,7 @@ A RunLog may live in another process than the Drain: they share nothing but the 
     fetch_model(reference, home) -> Path                # verified folder for HelmholtzMachine.load; no import of torch
     check_model_name(name)                              # ConfigError where track.register is not fit for the registry
     connect(home) -> Tracking                           # for the registry: InfrastructureError where MLflow is away
-    model_names, list_versions, find_version, promote, rollback   (tracking, …)
+    model_names, list_versions, find_version, promote, rollback, version_tags, tag_version   (tracking, …)
 """
 
 from rws_ray.tracking.delivery import Delivery, Drain, deliver, delivery, unsent
@@ -28,7 +28,16 @@ from rws_ray.tracking.fetch import fetch_model
 from rws_ray.tracking.journal import RunLog, journals
 from rws_ray.tracking.models import StoredModel, check_model_name, log_model
 from rws_ray.tracking.store import Tracking, connect, is_empty, tracking_uri
-from rws_ray.tracking.versions import Version, find_version, list_versions, model_names, promote, rollback
+from rws_ray.tracking.versions import (
+    Version,
+    find_version,
+    list_versions,
+    model_names,
+    promote,
+    rollback,
+    tag_version,
+    version_tags,
+)
 
 __all__ = [
     "Delivery",
@@ -50,6 +59,8 @@ __all__ = [
     "model_names",
     "promote",
     "rollback",
+    "tag_version",
     "tracking_uri",
     "unsent",
+    "version_tags",
 ]

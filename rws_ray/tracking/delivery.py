@@ -47,9 +47,11 @@ class Delivery:
 
 
 def delivery(run_folder: Path) -> Delivery:
-    """What has been delivered of a run, from its folder alone."""
+    """What has been delivered of a run, from its folder alone; no model where a newer one waits to be sent."""
     file = run_folder / TRACKING_FOLDER / DELIVERED_FILE
-    return Delivery(**json.loads(file.read_text())) if file.exists() else Delivery()
+    state = Delivery(**json.loads(file.read_text())) if file.exists() else Delivery()
+    waiting = read_journal(run_folder, state.offset)
+    return replace(state, model_uri="") if any(entry.record["kind"] == "model" for entry in waiting) else state
 
 
 def unsent(folder: Path) -> int:

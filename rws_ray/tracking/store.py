@@ -10,6 +10,7 @@ import fcntl
 import gc
 import importlib
 import os
+import re
 import sqlite3
 import sys
 from collections.abc import Iterator
@@ -168,9 +169,15 @@ def _away(uri: str, reason: str) -> str:
             "disk and its contents, or move it away for a new one."
         )
     return (
-        f"MLflow at {plain_uri(uri)} does not answer ({_one_line(reason)}): start it, correct MLFLOW_TRACKING_URI, "
+        f"MLflow at {plain_uri(uri)} does not answer ({_root_cause(reason)}): start it, correct MLFLOW_TRACKING_URI, "
         "or unset it to use the embedded store."
     )
+
+
+def _root_cause(reason: str) -> str:
+    """What went wrong at the bottom of a nest of HTTP errors, in a few words."""
+    found = re.search(r"\[Errno -?\d+\] ([^\"')]+)|(timed out)|(certificate verify failed)", reason)
+    return next(filter(None, found.groups())) if found else _one_line(reason)
 
 
 def _one_line(text: str) -> str:

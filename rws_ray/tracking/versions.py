@@ -9,7 +9,7 @@ after it succeeded without a further change: a version that was rolled back is n
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 ROLLED_BACK = "rws.rolled_back"
+TAG_LENGTH = 500  # characters that every store takes
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,19 @@ def promote(tracking: Tracking, name: str, which: str | int = CANDIDATE) -> Vers
         if ROLLED_BACK in client.get_registered_model(name).tags:
             client.delete_registered_model_tag(name, ROLLED_BACK)
     return find_version(tracking, name, CHAMPION)
+
+
+def version_tags(tracking: Tracking, version: Version) -> dict[str, str]:
+    """All tags of a registered version."""
+    with answering(tracking.uri):
+        return dict(tracking.client.get_model_version(version.name, str(version.version)).tags)
+
+
+def tag_version(tracking: Tracking, version: Version, tags: Mapping[str, str]) -> None:
+    """Set tags of a registered version, over those of the same names."""
+    with answering(tracking.uri):
+        for key, value in tags.items():
+            tracking.client.set_model_version_tag(version.name, str(version.version), key, value[:TAG_LENGTH])
 
 
 def rollback(tracking: Tracking, name: str) -> Version:

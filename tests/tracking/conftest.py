@@ -133,11 +133,12 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
             )
         server = Server(f"http://127.0.0.1:{port}", process)
         started.append(server)
-        deadline = time.monotonic() + DEADLINE_SECONDS
-        while not answers(server.uri + health):
+
+        def is_up() -> bool:
             assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, f"no answer in {DEADLINE_SECONDS} s: {log.read_text()}"
-            time.sleep(0.1)
+            return answers(server.uri + health)
+
+        poll_until(is_up)
         return server
 
     yield start
@@ -165,6 +166,19 @@ def server(tmp_path_factory: pytest.TempPathFactory, start_server: Callable[...,
         "/health",
         MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
     )
+
+
+@pytest.fixture
+def wait_until() -> Callable[..., None]:
+    """Polls a condition until it holds: `wait_until(condition)`."""
+    return poll_until
+
+
+def poll_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"not so within {DEADLINE_SECONDS} s"
+        time.sleep(0.1)
 
 
 def free_port() -> int:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
@@ -10,7 +11,6 @@ from rws_ray.core.machine import HelmholtzMachine
 from rws_ray.errors import ConfigError, ModelError
 from rws_ray.tracking import Tracking, check_model_name, find_version, list_versions, log_model, promote, rollback
 from rws_ray.tracking.runs import open_run
-from rws_ray.tracking.versions import ROLLED_BACK
 
 
 @pytest.fixture
@@ -111,26 +111,67 @@ def test_promote_and_rollback_can_be_repeated_without_a_further_change(
     assert rollback(tracking, unique).version == 1
 
 
+class KilledError(Exception):
+    """Stands for the process's death."""
+
+
+@pytest.fixture
+def cut_off(tracking: Tracking) -> Callable[..., None]:
+    """Does something with the registry, but dies before its write number `after`: `cut_off(action, after)`."""
+
+    def cut_off(action: Callable[[], Any], after: int) -> None:
+        client = tracking.client
+        remaining = iter([True] * after)
+        names = ("set_registered_model_alias", "set_registered_model_tag", "delete_registered_model_tag")
+
+        def dying(write: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*arguments: Any) -> Any:
+                if not next(remaining, False):
+                    raise KilledError
+                return write(*arguments)
+
+            return call
+
+        with pytest.MonkeyPatch.context() as patch:
+            for name in names:
+                patch.setattr(client, name, dying(getattr(client, name)))
+            with pytest.raises(KilledError):
+                action()
+
+    return cut_off
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
 def test_a_promotion_cut_off_in_the_middle_is_completed_by_the_next(
-    tracking: Tracking, unique: str, register: Callable[[int], int]
+    tracking: Tracking,
+    unique: str,
+    register: Callable[[int], int],
+    cut_off: Callable[..., None],
+    after: int,
 ) -> None:
     register(0)
     register(1)
-    tracking.client.set_registered_model_alias(unique, "previous", "1")  # its first step alone
     promote(tracking, unique)
-    assert aliases(tracking, unique) == {"candidate": 2, "champion": 2, "previous": 1}
+    rollback(tracking, unique)
+    register(2)
+    cut_off(lambda: promote(tracking, unique), after)
+    promote(tracking, unique)
+    assert aliases(tracking, unique) == {"candidate": 3, "champion": 3, "previous": 1}
+    assert rollback(tracking, unique).version == 1
 
 
-@pytest.mark.parametrize("steps_done", [1, 2])
+@pytest.mark.parametrize("after", [0, 1, 2])
 def test_a_rollback_cut_off_in_the_middle_is_completed_by_the_next(
-    tracking: Tracking, unique: str, register: Callable[[int], int], steps_done: int
+    tracking: Tracking,
+    unique: str,
+    register: Callable[[int], int],
+    cut_off: Callable[..., None],
+    after: int,
 ) -> None:
     register(0)
     register(1)
     promote(tracking, unique)
-    tracking.client.set_registered_model_tag(unique, ROLLED_BACK, "2")
-    if steps_done == 2:
-        tracking.client.set_registered_model_alias(unique, "champion", "1")
+    cut_off(lambda: rollback(tracking, unique), after)
     rollback(tracking, unique)
     assert aliases(tracking, unique) == {"candidate": 2, "champion": 1, "previous": 2}
 
