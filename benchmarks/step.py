@@ -1,0 +1,135 @@
+"""One update, reduction and optimiser included, against every peer and against the machine's limit.
+
+    python -m benchmarks.step --batch 100 --num-samples 5 --json
+    python -m benchmarks.step --grid --threads 2
+
+Examples a second at 784-400-300-200-100-10 on rows of random bits (an update's time does not depend on them). Rivals
+take turns, with the same threads. The limit is the step's products alone at the fastest rate of matrix products that
+the same run measures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.machine import gemm_rate, in_turn, machine
+from rws_ray.config import load_job, make_job, unflatten
+from rws_ray.core.machine import HelmholtzMachine
+from rws_ray.data import make_split
+from rws_ray.report.terminal import count, table
+from rws_ray.training.batches import Examples
+from rws_ray.training.precision import products
+from rws_ray.training.reduction import Group
+from rws_ray.training.update import Updater
+
+DIM, LAYERS = 784, [400, 300, 200, 100, 10]
+GRID = [(batch, num_samples) for batch in (25, 100, 400) for num_samples in (1, 5, 10, 50)]
+CPU = torch.device("cpu")
+
+
+def step_flops(num_samples: int) -> float:
+    """Multiplications and additions of an example's products: sampling q, scoring p, gradients of both, one dream."""
+    widths = [DIM, *LAYERS]
+    weights = [below * above for below, above in itertools.pairwise(widths)]
+    first, rest, all_of_them = weights[0], sum(weights[1:]), sum(weights)
+    # q's first layer once for x; p, and q above it, for each sample; a dream passes p, then q; gradients as much again.
+    forward = first + num_samples * (rest + all_of_them) + 2 * all_of_them
+    gradients = first + num_samples * (rest + all_of_them) + all_of_them
+    return 2.0 * (forward + gradients)
+
+
+def ours(batch: int, num_samples: int, precision: str, optimizer: str) -> Callable[[], object]:
+    """Our update at the shipped defaults."""
+    keys = {"optim.batch_size": batch, "estimator.num_samples": num_samples, "optim.name": optimizer}
+    job = make_job(unflatten({"model.layers": LAYERS, "scale.precision": precision, **keys}))
+    cells = (np.random.default_rng(0).random((20 * batch, DIM)) < 0.13).astype(np.uint8)
+    examples = Examples(make_split(cells, name="noise", split="train", kind="binary"), CPU)
+    updater = Updater(job, HelmholtzMachine(DIM, LAYERS).initialize(0, "glorot"), examples, Group())
+    steps = iter(range(10**9))
+
+    def step() -> None:
+        with products(precision, CPU):
+            updater.step(next(steps))
+
+    return step
+
+
+def peers(batch: int, num_samples: int, with_compile: bool) -> dict[str, Callable[[], object]]:
+    """The peers' updates on the same kind of rows."""
+    from benchmarks.peers.plain import PlainTrainer
+    from benchmarks.peers.pyro_rws import PyroTrainer
+
+    x_BD = (torch.rand(batch, DIM, generator=torch.Generator().manual_seed(0)) < 0.13).float()
+    trainers: dict[str, Any] = {"plain PyTorch": PlainTrainer(DIM, LAYERS, num_samples)}
+    if with_compile:
+        trainers["plain PyTorch, compiled"] = PlainTrainer(DIM, LAYERS, num_samples, is_compiled=True)
+    trainers["Pyro, weights per example"] = PyroTrainer(DIM, LAYERS, num_samples, is_per_example=True)
+    trainers["Pyro as shipped"] = PyroTrainer(DIM, LAYERS, num_samples, is_per_example=False)
+    return {name: lambda trainer=trainer: trainer.step(x_BD) for name, trainer in trainers.items()}
+
+
+def measure(batch: int, num_samples: int, rounds: int, with_peers: bool, with_compile: bool) -> list[dict[str, Any]]:
+    """Examples a second of each rival, with the spread over the rounds."""
+    rivals = {
+        f"ours, {precision}, {optimizer}": ours(batch, num_samples, precision, optimizer)
+        for precision in ("float32", "bfloat16")
+        for optimizer in ("natural", "adam")
+    }
+    if with_peers:
+        rivals |= peers(batch, num_samples, with_compile)
+    calls = max(1, round(1000 / (batch * num_samples)))
+    limits = {precision: gemm_rate(precision) / step_flops(num_samples) for precision in ("float32", "bfloat16")}
+    timings = in_turn(rivals, rounds, calls)
+    base = timings["plain PyTorch"].median if with_peers else None
+    return [
+        {
+            "batch": batch,
+            "num_samples": num_samples,
+            "rival": name,
+            "examples_per_second": batch / timing.median,
+            "spread": [batch / timing.slowest, batch / timing.fastest],
+            "times_plain": base / timing.median if base else None,
+            "share_of_limit": batch / timing.median / limits["bfloat16" if "bfloat16" in name else "float32"],
+        }
+        for name, timing in timings.items()
+    ]
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=100)
+    parser.add_argument("--num-samples", type=int, default=5)
+    parser.add_argument("--grid", action="store_true", help="a grid of batch sizes and K, ours alone")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--compile", action="store_true", help="also plain PyTorch under torch.compile")
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    points = GRID if asked.grid else [(asked.batch, asked.num_samples)]
+    rows = [row for point in points for row in measure(*point, asked.rounds, not asked.grid, asked.compile)]
+    headers = ["batch", "K", "rival", "examples/s", "slowest", "fastest", "× plain", "of the limit"]
+    print(table(headers, [_cells(row) for row in rows]))
+    if asked.json:
+        default = f"ours, {load_job(None, []).job.scale.precision}, {load_job(None, []).job.optim.name}"
+        shipped = next(row for row in rows if row["rival"] == default)
+        facts = {"examples_per_second": shipped["examples_per_second"], "rows": rows, "machine": machine()}
+        print(json.dumps({"benchmark": "step"} | facts))
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    ratio = "" if row["times_plain"] is None else f"{row['times_plain']:.2f}"
+    speeds = [count(round(speed)) for speed in (row["examples_per_second"], *row["spread"])]
+    return [str(row["batch"]), str(row["num_samples"]), row["rival"], *speeds, ratio, f"{row['share_of_limit']:.0%}"]
+
+
+if __name__ == "__main__":
+    main()
