@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from rws_ray.config import Job, LoadedJob, flatten_job, job_keys, load_job
@@ -38,23 +39,31 @@ class JobArguments(NamedTuple):
 
 def parse_job(arguments: list[str]) -> JobArguments:
     """`[JOB.toml] [flags] [--section.key value …]`; ConfigError tells what cannot be understood."""
-    flags = frozenset(word for word in arguments if word in FLAGS)
-    rest = [word for word in arguments if word not in FLAGS]
+    file, flags, overrides = split_arguments(arguments, FLAGS)
+    return JobArguments(load_job(file, overrides), flags)
+
+
+def split_arguments(
+    arguments: list[str], known_flags: Mapping[str, str]
+) -> tuple[str | None, frozenset[str], list[str]]:
+    """A command line's file, its flags, and its `--section.key value` words."""
+    flags = frozenset(word for word in arguments if word in known_flags)
+    rest = [word for word in arguments if word not in known_flags]
     file = rest.pop(0) if rest and not rest[0].startswith("-") else None
     for index, word in enumerate(rest):
         is_value = index > 0 and rest[index - 1].startswith("--") and "=" not in rest[index - 1]
         if word.endswith(".toml") and not is_value:
-            raise ConfigError(f"the command line: the job file {word} must come first, before any --key.")
-    return JobArguments(load_job(file, rest), flags)
+            raise ConfigError(f"the command line: the file {word} must come first, before any --key.")
+    return file, flags, rest
 
 
-def help_text(usage: str, example: str, is_all: bool) -> str:
+def help_text(usage: str, example: str, is_all: bool, known_flags: Mapping[str, str] = FLAGS) -> str:
     """The help: usage, flags, and the common keys or all of them."""
     keys = [key for key in job_keys() if is_all or key.name in COMMON_KEYS]
     rows = [[f"--{key.name}", key.default, key.meaning] for key in keys]
     if is_all:
         rows = [[row[0], key.kind, *row[1:]] for row, key in zip(rows, keys, strict=True)]
-    flags = "\n".join(f"  {flag:<11} {meaning}" for flag, meaning in FLAGS.items())
+    flags = "\n".join(f"  {flag:<13} {meaning}" for flag, meaning in known_flags.items())
     headers = ["key", "type", "default", "meaning"] if is_all else ["key", "default", "meaning"]
     more = "" if is_all else "\n(--help-all lists every key)\n"
     return f"{usage}\n\n{flags}\n\n{table(headers, rows)}\n{more}\nexample: {example}"

@@ -257,7 +257,8 @@ def checked_value(name: str, value: Any) -> Any:
     model: Any = Job.model_fields[section].annotation if section else Job
     field = next(field for own, field in model.model_fields.items() if key in (own, field.alias))
     try:
-        return TypeAdapter(Annotated[field.annotation, field]).validate_python(value)  # type: ignore[arg-type]
+        kind: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+        return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(_sentence({**first, "loc": (name,), "input": value})) from None

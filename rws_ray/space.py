@@ -153,6 +153,13 @@ class Space:
             lambda key, domain: domain.at(random.Random(f"{self.seed}/{number}/{key}").random()),  # noqa: S311
         )
 
+    def ranges_of(self, values: Values) -> Iterator[tuple[str, Domain]]:
+        """Each key that counted for a trial's values, with its range."""
+        for key in values:
+            domain = self._active(key, values)
+            assert domain is not None
+            yield key, domain
+
     def job(self, values: Values, name: str | None = None) -> Job:
         """The job of a trial; ConfigError where its values do not go together."""
         flat = self.fixed | values | ({"name": name} if name else {})
@@ -210,7 +217,7 @@ def load_space(file: str, overrides: list[str]) -> Space:
         if _is_searched(value):
             domains[key] = _domains(key, value, file)
         else:
-            fixed[key] = value
+            fixed[key] = value if key in RULE else checked_value(key, value)
     search = make_job(unflatten({key: fixed[key] for key in fixed if key.startswith("search.")}), file).search
     space = Space(fixed, _in_order(domains, file), search)
     _check(space, file)

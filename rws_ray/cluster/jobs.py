@@ -116,7 +116,7 @@ def _stoppable() -> Iterator[None]:
 
 def _run_tracked(prepared: PreparedJob, folder: RunFolder, log: RunLog, show: Show, verbose: bool) -> dict[str, Any]:
     job, dataset = prepared.job, prepared.dataset
-    log.open(job.track.experiment, job.name, job.resolved(), _tags())
+    log.open(job.track.experiment, job.name, job.resolved(), run_tags())
     log.dataset(dataset.name, dataset.digest, "training", str(job.data.path or ""))
     for record in folder.records():  # what a killed driver had not yet written to the journal
         log_epoch(log, record)
@@ -129,9 +129,9 @@ def _run_tracked(prepared: PreparedJob, folder: RunFolder, log: RunLog, show: Sh
         outcome = train_run(job, dataset, folder, prepared.initial, seen, verbose)
         write_model(folder.model, outcome.machine, job.resolved(), outcome.metrics)
         draw_figures(folder, outcome, dataset)
-        log.metrics(outcome.metrics["step"], _numbers(outcome.metrics))
+        log.metrics(outcome.metrics["step"], numbers(outcome.metrics))
         log.artifacts(folder.figures, "figures")
-        log.model(folder.model, job.track.register_as, _model_tags(dataset, outcome.metrics))
+        log.model(folder.model, job.track.register_as, model_tags(dataset, outcome.metrics))
         log.end("FINISHED")
     except KeyboardInterrupt:
         log.end("KILLED")
@@ -198,7 +198,8 @@ def _delivered(folder: RunFolder) -> dict[str, Any]:
     return {"run_id": sent.run_id, "model_uri": sent.model_uri or str(folder.model), "unsent": unsent(folder.path)}
 
 
-def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
+def numbers(metrics: dict[str, Any]) -> dict[str, float]:
+    """The final metrics that MLflow gets, under its names, such as `test_nll`."""
     found = {
         key: float(value)
         for key, value in metrics.items()
@@ -208,7 +209,8 @@ def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
     return {renamed.get(key, key): value for key, value in found.items() if math.isfinite(value)}
 
 
-def _model_tags(dataset: Dataset, metrics: dict[str, Any]) -> dict[str, str]:
+def model_tags(dataset: Dataset, metrics: dict[str, Any]) -> dict[str, str]:
+    """What a logged model and its registered version carry: the estimate, and the data that it is of."""
     return {
         "nll": f"{metrics['nll']:.4f}",
         "nll_stderr": f"{metrics['nll_stderr']:.4f}",
@@ -219,7 +221,8 @@ def _model_tags(dataset: Dataset, metrics: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _tags() -> dict[str, str]:
+def run_tags() -> dict[str, str]:
+    """What made a run: versions and machine."""
     return {
         "rws_ray": version("rws_ray"),
         "python": platform.python_version(),
