@@ -40,6 +40,9 @@ class DataConfig(Section):
     binarize: Literal["threshold", "dynamic"] | None = Field(
         None, description="grey images only: cut at 128, or draw the pixels anew each epoch"
     )
+    memory: Literal["auto", "held", "streamed"] = Field(
+        "auto", description="rows in each worker's memory, or taken from disk; auto: streamed from 256 MiB on"
+    )
 
 
 class ModelConfig(Section):
@@ -381,6 +384,7 @@ FREE_KEYS = (
     "scale.num_workers",
     "scale.use_gpu",
     "scale.threads_per_worker",
+    "data.memory",
     "optim.epochs",
     "scale.checkpoint_steps",
     "scale.storage",

@@ -53,7 +53,7 @@ def prepare(job: Job) -> PreparedJob:
     tracking_uri(home())
     if job.track.register_as:
         check_model_name(job.track.register_as)
-    dataset = open_dataset(job.data.name, job.data.path, job.data.binarize)
+    dataset = open_dataset(job.data.name, job.data.path, job.data.binarize, job.data.memory, home() / ".cache")
     if job.optim.batch_size > dataset.train.num_rows:
         raise ConfigError(
             f"optim.batch_size: a batch of {job.optim.batch_size} needs as many training rows; {job.data.name} has "

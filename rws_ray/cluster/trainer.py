@@ -23,8 +23,8 @@ import torch
 from rws_ray.cluster.session import cpus_per_worker, session
 from rws_ray.config import Job
 from rws_ray.core.machine import HelmholtzMachine
-from rws_ray.data import Dataset
-from rws_ray.errors import RunError, RwsError
+from rws_ray.data import Dataset, StreamedSet
+from rws_ray.errors import DataError, RunError, RwsError
 from rws_ray.training.checkpoint import open_store
 from rws_ray.training.folder import RunFolder, checkpoint_place
 from rws_ray.training.loop import Outcome, fit
@@ -84,7 +84,7 @@ def fit_on_workers(
         _worker,
         train_loop_config={
             "job": job.resolved(),
-            "dataset": dataset,
+            "dataset": dataset.source or dataset,
             "place": place,
             "initial": initial,
             "with_test": with_test,
@@ -139,15 +139,30 @@ def _worker(config: dict[str, Any]) -> tuple[Any, ...] | RwsError | None:
     device = ray.train.torch.get_device() if job.scale.use_gpu else torch.device("cpu")
     group = Group(context.get_world_rank(), context.get_world_size(), device)
     try:
-        store = open_store(config["place"])
+        dataset, store = _opened(config["dataset"], group), open_store(config["place"])
         with_test = config["with_test"]
-        outcome = fit(job, config["dataset"], group, store, ray.train.report, config["initial"], with_test=with_test)
+        outcome = fit(job, dataset, group, store, ray.train.report, config["initial"], with_test=with_test)
     except RwsError as error:
         return error  # the same on every worker; restarting would only repeat it
     if outcome is None:
         return None
     arrays = {name: tensor.numpy() for name, tensor in outcome.machine.state_dict().items()}
     return outcome.machine.config(), arrays, outcome.metrics
+
+
+def _opened(handed: Dataset | StreamedSet, group: Group) -> Dataset:
+    """The data on this worker; where one worker cannot open them, all end with its DataError and none waits for it."""
+    dataset, failure = handed, ""
+    if isinstance(handed, StreamedSet):
+        try:
+            dataset = handed.open()
+        except DataError as error:
+            failure = str(error)
+    failures = list(filter(None, group.gather(failure)))
+    if failures:
+        raise DataError(failures[0])
+    assert isinstance(dataset, Dataset)
+    return dataset
 
 
 def _report_callback(reports: Path) -> Any:

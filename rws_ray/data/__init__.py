@@ -7,14 +7,19 @@
 `python -m rws_ray.data list | check | prepare` is the command; docs/data.md the contract.
 """
 
-from rws_ray.data.dataset import Binarize, Dataset, data_root, names_in, open_dataset, open_split
+from rws_ray.data.binarize import Binarize
+from rws_ray.data.dataset import Dataset, Memory, StreamedSet, data_root, names_in, open_dataset, open_split
 from rws_ray.data.format import Kind, Split, make_split, read_split, write_split
+from rws_ray.data.streamed import StreamedSplit
 
 __all__ = [
     "Binarize",
     "Dataset",
     "Kind",
+    "Memory",
     "Split",
+    "StreamedSet",
+    "StreamedSplit",
     "data_root",
     "make_split",
     "names_in",

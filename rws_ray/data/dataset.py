@@ -3,6 +3,7 @@
     dataset = open_dataset("binarized_mnist", path="../shared/data")
 
 The folder that holds the sets (the root) is `path` (the job's data.path), else RWS_DATA_DIR, else ./data.
+Rows are held in memory, or streamed from disk where they are many: the same rows, with the same digest.
 """
 
 from __future__ import annotations
@@ -10,28 +11,45 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from rws_ray.data.binarize import fixed_draw, threshold
+from rws_ray.data.binarize import Binarize, fixed_draw, threshold
 from rws_ray.data.catalog import CATALOG
 from rws_ray.data.digits import load_digits
-from rws_ray.data.format import SPLITS, Kind, Split, read_split
+from rws_ray.data.format import (
+    SPLITS,
+    Header,
+    Kind,
+    Split,
+    read_blocks,
+    read_header,
+    read_split,
+    row_bytes,
+    unpack,
+)
+from rws_ray.data.streamed import SplitSource, open_streamed
 from rws_ray.errors import DataError
 
-Binarize = Literal["threshold", "dynamic"]
+Memory = Literal["auto", "held", "streamed"]
 EMBEDDED = "digits"
+HELD_BYTES = 256 * 2**20  # stored rows of a set that is held unless asked otherwise; each worker holds them
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Three splits over the same units. After binarize = "dynamic", train is still grey; all else is binary."""
+    """Three splits over the same units. After binarize = "dynamic", train is still grey; all else is binary.
+
+    A streamed set has a `source`: what another process needs to open the same.
+    """
 
     name: str
     train: Split
     valid: Split
     test: Split
+    source: StreamedSet | None = field(default=None, kw_only=True)
 
     @property
     def dim(self) -> int:
@@ -49,6 +67,25 @@ class Dataset:
         return hashlib.sha256(
             "\n".join(part.sha256 for part in (self.train, self.valid, self.test)).encode()
         ).hexdigest()
+
+
+class StreamedSet(NamedTuple):
+    """What another process needs to open a streamed set: it is handed to workers in place of the rows."""
+
+    name: str
+    digest: str
+    splits: tuple[SplitSource, ...]
+
+    def open(self) -> Dataset:
+        """The set, from the Arrow files of this node, which are made where there are none.
+
+        Raises:
+            DataError: they have to be made, and the Parquet files are out of reach or hold something else.
+        """
+        dataset = Dataset(self.name, *(open_streamed(split, check=False) for split in self.splits), source=self)
+        if dataset.digest != self.digest:
+            raise DataError(f"{self.splits[0].cache}: holds other rows of {self.name} than its job names. Remove it.")
+        return dataset
 
 
 def data_root(path: str | Path | None = None) -> Path:
@@ -70,7 +107,13 @@ def split_files(folder: Path) -> list[Path]:
     return [folder / f"{split}.parquet" for split in SPLITS]
 
 
-def open_dataset(name: str, path: str | Path | None = None, binarize: Binarize | None = None) -> Dataset:
+def open_dataset(
+    name: str,
+    path: str | Path | None = None,
+    binarize: Binarize | None = None,
+    memory: Memory = "held",
+    cache: Path = Path("runs/.cache"),
+) -> Dataset:
     """Open a set whole, each file checked, its splits checked against each other.
 
     Args:
@@ -78,17 +121,48 @@ def open_dataset(name: str, path: str | Path | None = None, binarize: Binarize |
         path: the root, by default RWS_DATA_DIR or ./data.
         binarize: for grey sets, which need it: "threshold" makes all splits binary (1 from 128 on); "dynamic" leaves
             train grey, to be drawn anew each epoch, and draws valid and test once, the same everywhere.
+        memory: "held" reads all rows; "streamed" leaves them on disk (without labels); "auto" streams large sets.
+        cache: where the files that are streamed from are made; they may be removed while nothing runs.
 
     Raises:
         DataError: no such set, a damaged or inconsistent one, or `binarize` does not fit its kind.
     """
-    dataset = read_folder(_folder(name, path), name) if _is_on_disk(name, path) else Dataset(name, **load_digits())
-    _check_binarize(name, dataset.train.kind, binarize)
+    if not _is_on_disk(name, path):  # the embedded set, which there is nothing to stream from
+        embedded = load_digits()
+        dataset = Dataset(name, *(embedded[split] for split in SPLITS))
+        _check_binarize(name, dataset.train.kind, binarize)
+        return dataset
+    folder = _folder(name, path)
+    headers = read_headers(folder)
+    _check_binarize(name, headers[0].kind, binarize)
+    size = sum(header.num_rows * row_bytes(header.dim, header.kind) for header in headers)
+    if memory == "streamed" or (memory == "auto" and size > HELD_BYTES):
+        return _stream_folder(folder, name, headers, binarize, cache)
+    dataset = read_folder(folder, name)
     if binarize is None:
         return dataset
     held_out = threshold if binarize == "threshold" else fixed_draw
     train = threshold(dataset.train) if binarize == "threshold" else dataset.train
     return Dataset(name, train, held_out(dataset.valid), held_out(dataset.test))
+
+
+def _stream_folder(
+    folder: Path, name: str, headers: Sequence[Header], binarize: Binarize | None, cache: Path
+) -> Dataset:
+    sources = []
+    for path, header in zip(split_files(folder.absolute()), headers, strict=True):
+        keeps_grey = binarize == "dynamic" and header.split == "train"
+        named = header if header.sha256 else replace(header, sha256=_digest_of_file(path, header))
+        sources.append(SplitSource(str(path), named, None if keeps_grey else binarize, str(cache.absolute())))
+    dataset = Dataset(name, *(open_streamed(source, check=True) for source in sources))
+    return replace(dataset, source=StreamedSet(name, dataset.digest, tuple(sources)))
+
+
+def _digest_of_file(path: Path, header: Header) -> str:
+    digest = hashlib.sha256()
+    for rows in read_blocks(path):
+        digest.update(unpack(rows, header.dim, header.kind).tobytes())
+    return digest.hexdigest()
 
 
 def open_split(
@@ -135,18 +209,24 @@ def read_folder(folder: Path, name: str) -> Dataset:
     Raises:
         DataError: a file is missing or damaged, or the splits differ in width, kind or shape.
     """
-    splits = [read_split(path) for path in split_files(folder)]
-    for expected, split in zip(SPLITS, splits, strict=True):
-        if split.split != expected:
+    read_headers(folder)
+    return Dataset(name, *(read_split(path) for path in split_files(folder)))
+
+
+def read_headers(folder: Path) -> list[Header]:
+    """What a set's three files say of themselves, checked against each other; DataError as read_folder."""
+    headers = [read_header(path) for path in split_files(folder)]
+    for expected, header in zip(SPLITS, headers, strict=True):
+        if header.split != expected:
             raise DataError(
-                f"{folder}: {expected}.parquet says in its metadata that it is the {split.split} split. "
+                f"{folder}: {expected}.parquet says in its metadata that it is the {header.split} split. "
                 f"Give the files their right names, or prepare the set again."
             )
-        _check_agreement(str(folder), splits[0], split)
-    return Dataset(name, *splits)
+        _check_agreement(str(folder), headers[0], header)
+    return headers
 
 
-def _check_agreement(where: str, first: Split, other: Split) -> None:
+def _check_agreement(where: str, first: Header, other: Header) -> None:
     """Refuse two splits of one set that differ in width, kind or shape, naming both."""
     if (first.dim, first.kind) != (other.dim, other.kind):
         raise DataError(
@@ -160,8 +240,8 @@ def _check_agreement(where: str, first: Split, other: Split) -> None:
         )
 
 
-def _width(split: Split) -> str:
-    return f"{split.rows.shape[1]} bytes a row ({split.dim} {split.kind} units)"
+def _width(header: Header) -> str:
+    return f"{row_bytes(header.dim, header.kind)} bytes a row ({header.dim} {header.kind} units)"
 
 
 def _folder(name: str, path: str | Path | None) -> Path:

@@ -57,14 +57,18 @@ class Split:
 
     def unpacked(self, index: slice | NDArray[Any] | None = None) -> NDArray[np.uint8]:
         """Cells of the chosen rows (all by default): uint8 (n, D), each 0 or 1, or a grey value 0..255."""
-        return _unpack(self.rows if index is None else self.rows[index], self.dim, self.kind)
+        return unpack(self.rows if index is None else self.rows[index], self.dim, self.kind)
 
-    def means(self) -> NDArray[np.float64]:
-        """Mean of each unit over the rows: float64 (D,) within 0..1, grey values divided by 255."""
+    def totals(self) -> NDArray[np.int64]:
+        """Sum of each unit over the rows: int64 (D,)."""
         totals_D = np.zeros(self.dim, np.int64)
         for cells in _blocks(self.rows, self.dim, self.kind):
             totals_D += cells.sum(axis=0, dtype=np.int64)
-        return totals_D / (self.num_rows * (255 if self.kind == "gray8" else 1))
+        return totals_D
+
+    def means(self) -> NDArray[np.float64]:
+        """Mean of each unit over the rows: float64 (D,) within 0..1, grey values divided by 255."""
+        return self.totals() / (self.num_rows * (255 if self.kind == "gray8" else 1))
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ def make_split(
     rows = np.packbits(cells_ND, axis=1) if kind == "binary" else np.ascontiguousarray(cells_ND)
     dim = cells_ND.shape[1]
     classes = None if labels is None else np.asarray(labels).astype(np.int16)
-    return Split(name, split, dim, shape, kind, rows, classes, _digest(rows, dim, kind))
+    return Split(name, split, dim, shape, kind, rows, classes, cells_digest(rows, dim, kind))
 
 
 def read_header(path: Path) -> Header:
@@ -116,21 +120,33 @@ def read_split(path: Path) -> Split:
     with _opened(path) as file:
         header = _header(path, file)
         table = file.read(columns=["x", "label"] if header.has_labels else ["x"])
-        rows = _fixed_bytes(path, table["x"], _row_bytes(header.dim, header.kind))
+        rows = _checked_rows(path, header, table["x"])
         labels = _labels(path, table["label"]) if header.has_labels else None
-    unused = -header.dim % 8 if header.kind == "binary" else 0
-    if unused and np.any(rows[:, -1] & ((1 << unused) - 1)):
-        raise DataError(
-            f"{path}: some rows hold bits other than 0 beyond their {header.dim} units, so cells are not all 0 or 1. "
-            f"Pack them with numpy.packbits(cells, axis=1), the last byte filled up with zeros."
-        )
-    sha256 = _digest(rows, header.dim, header.kind)
+    sha256 = cells_digest(rows, header.dim, header.kind)
+    check_digest(path, header, sha256)
+    return Split(header.name, header.split, header.dim, header.shape, header.kind, rows, labels, sha256)
+
+
+def read_blocks(path: Path) -> Iterator[NDArray[np.uint8]]:
+    """The stored rows, checked but for the digest, a few MB of cells at a time: uint8 (n, P).
+
+    Raises:
+        DataError: as read_split.
+    """
+    # Pages are read as they are needed: a row group may be larger than memory.
+    with _opened(path, buffer_size=_BLOCK_BYTES) as file:
+        header = _header(path, file)
+        for batch in file.iter_batches(batch_size=block_rows(header.dim), columns=["x"]):
+            yield _checked_rows(path, header, pa.chunked_array([batch["x"]]))
+
+
+def check_digest(path: Path, header: Header, sha256: str) -> None:
+    """DataError unless the cells' digest is the one that the file names (if it names one)."""
     if header.sha256 is not None and sha256 != header.sha256:
         raise DataError(
             f"{path}: its cells have sha256 {sha256[:12]}…, its metadata say {header.sha256[:12]}…: the file has "
             f"changed since it was made. Copy or prepare it again."
         )
-    return Split(header.name, header.split, header.dim, header.shape, header.kind, rows, labels, sha256)
 
 
 def write_split(path: Path, split: Split, source: str) -> None:
@@ -165,7 +181,7 @@ def write_split(path: Path, split: Split, source: str) -> None:
 def content_digest(split: Split) -> str:
     """SHA-256 of the unpacked cells with the rows in lexicographic order: equal for two splits of the same rows."""
     # Packed most significant bit first, rows compare as their cells do.
-    return _digest(_sorted_rows(split), split.dim, split.kind)
+    return cells_digest(_sorted_rows(split), split.dim, split.kind)
 
 
 def distinct_rows(split: Split) -> int:
@@ -195,21 +211,29 @@ def _sorted_rows(split: Split) -> NDArray[np.uint8]:
     return np.sort(as_strings).view(np.uint8).reshape(-1, num_bytes)
 
 
-def _row_bytes(dim: int, kind: Kind) -> int:
+def row_bytes(dim: int, kind: Kind) -> int:
+    """Bytes of a stored row, P."""
     return math.ceil(dim / 8) if kind == "binary" else dim
 
 
-def _unpack(rows_NP: NDArray[np.uint8], dim: int, kind: Kind) -> NDArray[np.uint8]:
+def block_rows(dim: int) -> int:
+    """How many rows are unpacked at a time."""
+    return max(1, _BLOCK_BYTES // dim)
+
+
+def unpack(rows_NP: NDArray[np.uint8], dim: int, kind: Kind) -> NDArray[np.uint8]:
+    """Cells of stored rows: uint8 (N, D)."""
     return np.unpackbits(rows_NP, axis=1, count=dim) if kind == "binary" else rows_NP
 
 
 def _blocks(rows_NP: NDArray[np.uint8], dim: int, kind: Kind) -> Iterator[NDArray[np.uint8]]:
-    step = max(1, _BLOCK_BYTES // dim)
+    step = block_rows(dim)
     for start in range(0, len(rows_NP), step):
-        yield _unpack(rows_NP[start : start + step], dim, kind)
+        yield unpack(rows_NP[start : start + step], dim, kind)
 
 
-def _digest(rows_NP: NDArray[np.uint8], dim: int, kind: Kind) -> str:
+def cells_digest(rows_NP: NDArray[np.uint8], dim: int, kind: Kind) -> str:
+    """SHA-256 of the unpacked cells, row-major, one byte a cell."""
     digest = hashlib.sha256()
     for cells in _blocks(rows_NP, dim, kind):
         digest.update(np.ascontiguousarray(cells).data)
@@ -217,11 +241,11 @@ def _digest(rows_NP: NDArray[np.uint8], dim: int, kind: Kind) -> str:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+def _opened(path: Path, buffer_size: int = 0) -> Iterator[pq.ParquetFile]:
     if not path.is_file():
         raise DataError(f"{path}: there is no such file. Name a Parquet file of one split, e.g. mnist/test.parquet.")
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with pq.ParquetFile(path, buffer_size=buffer_size, page_checksum_verification=True) as file:
             yield file
     except (pa.ArrowException, OSError) as error:
         raise DataError(
@@ -283,7 +307,7 @@ def _check_columns(path: Path, schema: pa.Schema, dim: int, kind: Kind) -> None:
         raise DataError(
             f"{path}: has the columns {', '.join(schema.names) or '(none)'}; one named x must hold the rows."
         )
-    x_type, num_bytes = schema.field("x").type, _row_bytes(dim, kind)
+    x_type, num_bytes = schema.field("x").type, row_bytes(dim, kind)
     if not pa.types.is_fixed_size_binary(x_type):
         raise DataError(f"{path}: column x is of type {x_type}; it must be fixed_size_binary({num_bytes}).")
     if x_type.byte_width != num_bytes:
@@ -295,13 +319,21 @@ def _check_columns(path: Path, schema: pa.Schema, dim: int, kind: Kind) -> None:
         raise DataError(f"{path}: column label is of type {schema.field('label').type}; it must be int16, or left out.")
 
 
-def _fixed_bytes(path: Path, column: pa.ChunkedArray, num_bytes: int) -> NDArray[np.uint8]:
+def _checked_rows(path: Path, header: Header, column: pa.ChunkedArray) -> NDArray[np.uint8]:
     if column.null_count:
         raise DataError(f"{path}: column x lacks a value in {column.null_count} rows. Leave such rows out.")
+    num_bytes = row_bytes(header.dim, header.kind)
     whole = column.combine_chunks()
     cells = np.frombuffer(whole.buffers()[1], np.uint8, len(whole) * num_bytes, whole.offset * num_bytes)
     # A copy, so that the rows own their memory and can be handed on as writable.
-    return cells.reshape(-1, num_bytes).copy()
+    rows = cells.reshape(-1, num_bytes).copy()
+    unused = -header.dim % 8 if header.kind == "binary" else 0
+    if unused and np.any(rows[:, -1] & ((1 << unused) - 1)):
+        raise DataError(
+            f"{path}: some rows hold bits other than 0 beyond their {header.dim} units, so cells are not all 0 or 1. "
+            f"Pack them with numpy.packbits(cells, axis=1), the last byte filled up with zeros."
+        )
+    return rows
 
 
 def _labels(path: Path, column: pa.ChunkedArray) -> NDArray[np.int16]:

@@ -56,7 +56,9 @@ def prepare(name: str, out: Path, files: Sequence[str] = ()) -> Dataset:
     """
     check_name(name)
     if name == EMBEDDED and not files:
-        dataset, origins = Dataset(name, **load_digits()), dict.fromkeys(SPLITS, DIGITS_SOURCE)
+        embedded = load_digits()
+        dataset = Dataset(name, *(embedded[split] for split in SPLITS))
+        origins = dict.fromkeys(SPLITS, DIGITS_SOURCE)
     else:
         sources = _read(_assigned(files)) if files else _fetched(name, out)
         sources = _with_valid(name, sources)
@@ -217,7 +219,7 @@ def _assembled(name: str, sources: Mapping[str, _Source]) -> Dataset:
             shape=named.shape if named else rows.shape,
             labels=None if rows.labels is None else np.searchsorted(classes, rows.labels),
         )
-    return Dataset(name, **splits)
+    return Dataset(name, *(splits[split] for split in SPLITS))
 
 
 def _cells(source: _Source) -> NDArray[np.uint8]:

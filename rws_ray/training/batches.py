@@ -13,21 +13,25 @@ import torch
 from torch import Tensor
 
 from rws_ray.core.streams import generator
-from rws_ray.data import Split
+from rws_ray.data import Split, StreamedSplit
 
 
 class Examples:
-    """One split on a device, packed as it is stored; rows are unpacked as they are taken."""
+    """One split, packed as it is stored, on a device or (streamed) on disk; rows are unpacked as they are taken."""
 
     def __init__(self, split: Split, device: torch.device):
         self.num_rows, self.dim, self.is_grey = split.num_rows, split.dim, split.kind == "gray8"
-        self.rows = torch.from_numpy(np.ascontiguousarray(split.rows)).to(device)
+        self.split, self.device = split, device
+        self.held = None if isinstance(split, StreamedSplit) else torch.from_numpy(split.rows).to(device)
         bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
         self._bytes = torch.from_numpy(bits).to(device, torch.float32)
 
     def take(self, index_n: Tensor, draws: torch.Generator | None = None) -> Tensor:
         """Rows as (n, D) floats 0 and 1; grey rows are drawn, each pixel on with probability value / 255."""
-        rows = self.rows[index_n]
+        if self.held is None:
+            rows = torch.from_numpy(self.split.rows.take(index_n.numpy(), axis=0)).to(self.device)
+        else:
+            rows = self.held[index_n.to(self.device)]
         if not self.is_grey:
             return self._bytes[rows.long()].view(len(rows), -1)[:, : self.dim]
         uniform = torch.rand(rows.shape, generator=draws, device=rows.device)

@@ -66,7 +66,7 @@ def estimate_split(
         own = number * group.size + group.rank
         if own < len(blocks):
             rows = row_ids[blocks[own]]
-            x_BD = examples.take(rows.to(group.device))
+            x_BD = examples.take(rows)
             found = estimate_likelihood(machine, x_BD, num_samples, seed, rows.tolist())
             table[blocks[own]] = _columns(found, with_khat)
         progress(number + 1, rounds)

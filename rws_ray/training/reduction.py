@@ -34,6 +34,26 @@ class Group(NamedTuple):
             dist.all_reduce(values)
         return values
 
+    def broadcast(self, data: bytes) -> bytes:
+        """Rank 0's bytes, on every worker."""
+        if self.size == 1:
+            return data
+        length = torch.tensor(len(data), device=self.device)
+        dist.broadcast(length, 0)
+        content = torch.zeros(int(length), dtype=torch.uint8, device=self.device)
+        if self.rank == 0:
+            content.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+        dist.broadcast(content, 0)
+        return content.cpu().numpy().tobytes()
+
+    def gather(self, text: str) -> list[str]:
+        """Each worker's text by rank, cut to 2000 bytes."""
+        table = torch.zeros(self.size, 2000, dtype=torch.uint8)
+        encoded = text.encode()[:2000]
+        table[self.rank, : len(encoded)] = torch.tensor(list(encoded), dtype=torch.uint8)
+        rows = self.sum_disjoint(table.to(self.device)).cpu().numpy()
+        return [row.tobytes().rstrip(b"\0").decode(errors="ignore") for row in rows]
+
     def barrier(self) -> None:
         """Wait for all workers."""
         if self.size > 1:

@@ -96,7 +96,7 @@ class Updater:
         )
         info = add_rws_gradients(
             self.machine,
-            self.examples.take(rows.to(device), pixels),
+            self.examples.take(rows, pixels),
             estimator,
             Stream(wake),
             Stream(sleep),

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from groups import run_group
-from tiny import bits, run_tiny, tiny_dataset, tiny_job
+from tiny import bits, run_tiny, tiny_dataset, tiny_job, write_tiny
 
+from rws_ray.data import Memory, StreamedSplit, open_dataset
 from rws_ray.training.checkpoint import newest_valid, open_store
 from rws_ray.training.reduction import Group
 
@@ -36,22 +37,43 @@ VARIANTS = [(varied(optimizer), kind) for optimizer in OPTIMIZERS for kind in ("
 ]
 
 
-def _train_variants(group: Group, folder: str) -> list[tuple[bytes, ...]]:
-    return [
+SETS = (("binary", None), ("gray8", "dynamic"), ("gray8", "threshold"))
+
+
+def _train_variants(group: Group, root: str, folder: str, memory: Memory) -> list[tuple[bytes, ...]]:
+    found = [
         bits(run_tiny(group, tiny_job(**changes), tiny_dataset(kind=kind), Path(folder) / str(index)))
         for index, (changes, kind) in enumerate(VARIANTS)
     ]
+    for kind, binarize in SETS:
+        dataset = open_dataset(kind, root, binarize, memory, Path(root) / "cache")
+        assert isinstance(dataset.train, StreamedSplit) == (memory == "streamed")
+        place = Path(folder) / f"{kind}-{binarize}"
+        found.append(bits(run_tiny(group, tiny_job(**varied("natural")), dataset, place)))
+    return found
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    return run_group(1, _train_variants, str(tmp_path_factory.mktemp("alone")))[0]
+def root(tmp_path_factory):
+    made = tmp_path_factory.mktemp("sets")
+    for kind in ("binary", "gray8"):
+        write_tiny(made, kind)
+    return str(made)
 
 
-@pytest.mark.parametrize("size", [2, 3, 4])
-def test_any_number_of_workers_gives_the_same_bits(size, alone, tmp_path):
-    for member in run_group(size, _train_variants, str(tmp_path)):
-        assert [one == other for one, other in zip(member, alone, strict=True)] == [True] * len(VARIANTS)
+@pytest.fixture(scope="module")
+def alone(root, tmp_path_factory):
+    return _train_variants(Group(), root, str(tmp_path_factory.mktemp("alone")), "held")
+
+
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.long), 4])
+def test_any_number_of_workers_gives_the_same_bits_from_memory_or_from_disk(size, root, alone, tmp_path):
+    for member in run_group(size, _train_variants, root, str(tmp_path), "streamed"):
+        assert [one == other for one, other in zip(member, alone, strict=True)] == [True] * len(alone)
+
+
+def test_streamed_rows_leave_the_bits_of_held_ones(root, alone, tmp_path):
+    assert _train_variants(Group(), root, str(tmp_path), "streamed") == alone
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -79,11 +101,11 @@ def _stop_and_go_on(group: Group, folder: str, stop: int | None) -> tuple[bytes,
     return None if outcome is None else bits(outcome)
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 2), (2, 1)])
-def test_a_resume_with_another_number_of_workers_leaves_no_trace(before, after, tmp_path):
-    whole = run_group(1, _stop_and_go_on, str(tmp_path / "whole"), None)[0]
-    run_group(before, _stop_and_go_on, str(tmp_path / "parts"), 6)
-    assert all(member == whole for member in run_group(after, _stop_and_go_on, str(tmp_path / "parts"), None))
+def test_changes_of_the_number_of_workers_in_one_run_leave_no_trace(tmp_path):
+    whole = _stop_and_go_on(Group(), str(tmp_path / "whole"), None)
+    for size, stop in ((1, 2), (3, 6), (2, 9)):
+        assert run_group(size, _stop_and_go_on, str(tmp_path / "parts"), stop) == [None] * size
+    assert _stop_and_go_on(Group(), str(tmp_path / "parts"), None) == whole
 
 
 def test_another_seed_gives_other_bits(tmp_path):

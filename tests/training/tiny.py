@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rws_ray.config import Job, make_job, unflatten
-from rws_ray.data import Dataset, Kind, make_split
+from rws_ray.data import Dataset, Kind, make_split, write_split
 from rws_ray.training.checkpoint import open_store
 from rws_ray.training.loop import Outcome, fit
 from rws_ray.training.reduction import Group
@@ -44,6 +44,16 @@ def tiny_dataset(num_train: int = 37, kind: str = "binary", dim: int = 12) -> Da
         row_kind: Kind = "gray8" if kind == "gray8" and split == "train" else "binary"
         splits.append(make_split(cells, name="tiny", split=split, kind=row_kind))
     return Dataset("tiny", *splits)
+
+
+def write_tiny(root: Path, kind: Kind = "binary") -> None:
+    """Write such a set, of one kind throughout, as Parquet: `open_dataset(kind, root, …)` opens it."""
+    tiny = tiny_dataset()
+    for split in (tiny.train, tiny.valid, tiny.test):
+        cells = split.unpacked() if kind == "binary" else split.unpacked() * np.uint8(210) + np.uint8(20)
+        write_split(
+            root / kind / f"{split.split}.parquet", make_split(cells, name=kind, split=split.split, kind=kind), ""
+        )
 
 
 def run_tiny(group: Group, job: Job, dataset: Dataset, folder: Path, stop_after: int | None = None) -> Outcome | None:
