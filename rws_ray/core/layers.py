@@ -21,12 +21,12 @@ from rws_ray.core.streams import Stream
 class Observation(NamedTuple):
     """A layer's units, observed: what the log-probability and its gradient are made of.
 
-    Shapes: inputs (B, K or 1, I), units (B, K or 1, O), mean σ(a) (B, K or 1, O), log_prob (B, K) or (B, 1), nats.
+    Shapes: inputs (B, K or 1, I), units (B, K or 1, O), logits a (B, K or 1, O), log_prob (B, K) or (B, 1), nats.
     """
 
     inputs: Tensor
     units: Tensor
-    mean: Tensor
+    logits: Tensor
     log_prob: Tensor
 
 
@@ -56,14 +56,13 @@ class SigmoidLayer(nn.Module):
     def sample(self, y_BKI: Tensor, num_samples: int, stream: Stream) -> Observation:
         """Draw `num_samples` (K) states for each example; inputs with K = 1 are shared, their logits computed once."""
         logits = self.logits(y_BKI)
-        mean = torch.sigmoid(logits)
-        h_BKO = bernoulli(mean, stream.uniform((logits.shape[0], num_samples, logits.shape[2])))
-        return Observation(y_BKI, h_BKO, mean, bernoulli_log_prob(h_BKO, logits))
+        h_BKO = bernoulli(torch.sigmoid(logits), stream.uniform((logits.shape[0], num_samples, logits.shape[2])))
+        return Observation(y_BKI, h_BKO, logits, bernoulli_log_prob(h_BKO, logits))
 
     def observe(self, h_BKO: Tensor, y_BKI: Tensor) -> Observation:
         """The given units under given inputs; either may be shared by an example's samples (K = 1)."""
         logits = self.logits(y_BKI)
-        return Observation(y_BKI, h_BKO, torch.sigmoid(logits), bernoulli_log_prob(h_BKO, logits))
+        return Observation(y_BKI, h_BKO, logits, bernoulli_log_prob(h_BKO, logits))
 
     @torch.no_grad()
     def add_gradient(self, seen: Observation, weight_BK: Tensor) -> None:
@@ -87,7 +86,7 @@ class SigmoidLayer(nn.Module):
 def weighted_pairs(seen: Observation, weight_BK: Tensor) -> tuple[Tensor, Tensor]:
     """Rows (N, I) and (N, O) whose product yᵀ r is the weighted loss gradient; r sums over K where y is shared."""
     B, K = weight_BK.shape
-    residual = seen.mean - seen.units
+    residual = torch.sigmoid(seen.logits).sub(seen.units)
     if seen.inputs.shape[1] == 1 and K > 1:
         return seen.inputs[:, 0], torch.bmm(weight_BK.unsqueeze(1), residual.expand(B, K, -1))[:, 0]
     residual_NO = residual.expand(B, K, -1).reshape(B * K, -1) * weight_BK.reshape(-1, 1)
@@ -115,7 +114,7 @@ class BernoulliPrior(nn.Module):
         """The given top units; the prior's only input is the constant 1 (its bias)."""
         logits = self.bias.view(1, 1, -1)
         ones = h_BKO.new_ones(h_BKO.shape[0], h_BKO.shape[1], 0)
-        return Observation(ones, h_BKO, torch.sigmoid(logits), bernoulli_log_prob(h_BKO, logits))
+        return Observation(ones, h_BKO, logits, bernoulli_log_prob(h_BKO, logits))
 
     @torch.no_grad()
     def add_gradient(self, seen: Observation, weight_BK: Tensor) -> None:
