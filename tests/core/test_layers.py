@@ -71,7 +71,7 @@ def test_bernoulli_log_prob_in_float32_is_within_1e_5_of_float64_however_large_t
 
 
 @SHARING
-def test_an_observation_holds_the_log_probability_and_the_means_whatever_is_shared(units_k, inputs_k):
+def test_an_observation_holds_the_log_probability_and_the_logits_whatever_is_shared(units_k, inputs_k):
     layer, h, y = layer_of(5, 3), bits(2, units_k, 3), bits(2, inputs_k, 5)
     seen = layer.observe(h, y)
     logits = y @ layer.weight + layer.bias
