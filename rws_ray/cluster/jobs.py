@@ -28,6 +28,7 @@ from rws_ray.data import Dataset, open_dataset
 from rws_ray.errors import ConfigError
 from rws_ray.report import figures
 from rws_ray.tracking import Drain, RunLog, check_model_name, delivery, fetch_model, tracking_uri, unsent
+from rws_ray.training.checkpoint import check_writable
 from rws_ray.training.folder import RunFolder
 from rws_ray.training.loop import Outcome
 
@@ -61,6 +62,8 @@ def prepare(job: Job) -> PreparedJob:
         )
     if job.scale.use_gpu:
         check_gpus(max(job.scale.num_workers, 1))
+    if job.scale.storage:
+        check_writable(job.scale.storage)
     digests = {"data": dataset.digest}
     initial = None
     if job.model.warm_start:
@@ -145,7 +148,7 @@ def _run_tracked(prepared: PreparedJob, folder: RunFolder, log: RunLog, show: Sh
 def log_epoch(log: RunLog, record: dict[str, Any]) -> None:
     """Write an epoch's report to MLflow's journal, at its step."""
     if record["kind"] == "epoch":
-        skipped = ("kind", "step", "epochs", "time", "rows")
+        skipped = ("kind", "step", "epochs", "time", "rows", "digest")
         log.metrics(record["step"], {key: value for key, value in record.items() if key not in skipped})
 
 

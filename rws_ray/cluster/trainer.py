@@ -20,12 +20,13 @@ from typing import Any
 
 import torch
 
+from rws_ray import errors
 from rws_ray.cluster.session import cpus_per_worker, session
 from rws_ray.config import Job
 from rws_ray.core.machine import HelmholtzMachine
 from rws_ray.data import Dataset, StreamedSet
-from rws_ray.errors import DataError, RunError, RwsError
-from rws_ray.training.checkpoint import open_store
+from rws_ray.errors import RunError, RwsError
+from rws_ray.training.checkpoint import Store, open_store
 from rws_ray.training.folder import RunFolder, checkpoint_place
 from rws_ray.training.loop import Outcome, fit
 from rws_ray.training.reduction import Group
@@ -139,7 +140,7 @@ def _worker(config: dict[str, Any]) -> tuple[Any, ...] | RwsError | None:
     device = ray.train.torch.get_device() if job.scale.use_gpu else torch.device("cpu")
     group = Group(context.get_world_rank(), context.get_world_size(), device)
     try:
-        dataset, store = _opened(config["dataset"], group), open_store(config["place"])
+        dataset, store = _opened(config, group)
         with_test = config["with_test"]
         outcome = fit(job, dataset, group, store, ray.train.report, config["initial"], with_test=with_test)
     except RwsError as error:
@@ -150,19 +151,19 @@ def _worker(config: dict[str, Any]) -> tuple[Any, ...] | RwsError | None:
     return outcome.machine.config(), arrays, outcome.metrics
 
 
-def _opened(handed: Dataset | StreamedSet, group: Group) -> Dataset:
-    """The data on this worker; where one worker cannot open them, all end with its DataError and none waits for it."""
-    dataset, failure = handed, ""
-    if isinstance(handed, StreamedSet):
-        try:
-            dataset = handed.open()
-        except DataError as error:
-            failure = str(error)
+def _opened(config: dict[str, Any], group: Group) -> tuple[Dataset, Store]:
+    """Data and checkpoints as this worker reaches them; where one cannot, all end with its error and none waits."""
+    failure, handed = "", config["dataset"]
+    try:
+        dataset = handed.open() if isinstance(handed, StreamedSet) else handed
+        store = open_store(config["place"])
+    except RwsError as error:
+        failure = f"{type(error).__name__}: {error}"
     failures = list(filter(None, group.gather(failure)))
     if failures:
-        raise DataError(failures[0])
-    assert isinstance(dataset, Dataset)
-    return dataset
+        name, sentence = failures[0].split(": ", 1)
+        raise getattr(errors, name)(sentence)
+    return dataset, store
 
 
 def _report_callback(reports: Path) -> Any:

@@ -12,6 +12,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from rws_ray.errors import ConfigError
+from rws_ray.errors import ConfigError, InfrastructureError
 
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 KEEP_NEWEST = 3
@@ -92,14 +93,39 @@ def sync_folder(folder: Path) -> None:
 
 
 def open_store(place: str | Path) -> Store:
-    """The store at a local path or at a URI such as s3://bucket/prefix (AWS_* variables name endpoint and keys)."""
+    """The store at a local path or at a URI such as s3://bucket/prefix (AWS_* variables name endpoint and keys).
+
+    Raises:
+        ConfigError: the URI is none that files can be stored at.
+        InfrastructureError: its store does not answer.
+    """
     if "://" not in str(place):
         return Store(fs.LocalFileSystem(), str(Path(place).resolve()))
     try:
         filesystem, path = fs.FileSystem.from_uri(str(place))
     except (pa.ArrowInvalid, ValueError) as error:
         raise ConfigError(f"{place}: not a place to store checkpoints in: {error}.") from None
+    except OSError as error:
+        raise _away(place, error) from None
     return Store(filesystem, path)
+
+
+def check_writable(place: str | Path) -> None:
+    """InfrastructureError unless files can be stored there: one is written, and removed."""
+    store = open_store(place)
+    try:
+        store.write("writable", b"")
+        store.filesystem.delete_file(f"{store.path}/writable")
+    except OSError as error:
+        raise _away(place, error) from None
+
+
+def _away(place: str | Path, error: OSError) -> InfrastructureError:
+    reason = " ".join(str(error).split()).rstrip(".")[:400]
+    return InfrastructureError(
+        f"scale.storage: {place} cannot be written to ({reason}). For a bucket, see that it is there, and to "
+        "AWS_ENDPOINT_URL and the AWS_* keys."
+    )
 
 
 def folder_name(step: int) -> str:
@@ -107,27 +133,49 @@ def folder_name(step: int) -> str:
     return f"step-{step:010d}"
 
 
+def pack(tensors: dict[str, Tensor]) -> bytes:
+    """Tensors as the bytes of a safetensors file."""
+    return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+
+
 def write_checkpoint(store: Store, checkpoint: Checkpoint, best_step: int) -> None:
-    """Store a checkpoint, then remove all but the newest and the one with the best weights."""
+    """Store a checkpoint, then remove all but the newest and the one with the best weights.
+
+    Raises:
+        OSError: it could not be written; the ones before are as they were.
+    """
     folder = folder_name(checkpoint.step)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
-    files = {TENSORS: save(tensors), STATE: json.dumps(checkpoint.state, indent=1).encode()}
-    for name, data in files.items():
-        store.write(f"{folder}/{name}", data)
+    files = {TENSORS: pack(checkpoint.tensors), STATE: json.dumps(checkpoint.state, indent=1).encode()}
     manifest = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
-    store.write(f"{folder}/{MANIFEST}", json.dumps({"step": checkpoint.step, "files": manifest}, indent=1).encode())
-    for step in store.steps()[KEEP_NEWEST:]:
-        if step != best_step:
+    files[MANIFEST] = json.dumps({"step": checkpoint.step, "files": manifest}, indent=1).encode()
+    try:
+        for name, data in files.items():
+            store.write(f"{folder}/{name}", data)
+    except OSError:
+        with suppress(OSError):
+            store.remove(folder)
+        raise
+    steps = store.steps()
+    # Later ones were passed over when the run went on from an earlier one: damaged, or of an end that moved.
+    stale = [step for step in steps if step > checkpoint.step]
+    kept = steps[len(stale) :][:KEEP_NEWEST]
+    for step in steps:
+        if step not in kept and step != best_step:
             store.remove(folder_name(step))
 
 
-def newest_valid(store: Store, warn: Callable[[str], None]) -> Checkpoint | None:
-    """The newest complete checkpoint, verified; `warn` is told of each that had to be passed over."""
+def newest_valid(
+    store: Store, warn: Callable[[str], None], is_usable: Callable[[Checkpoint], bool] = lambda found: True
+) -> Checkpoint | None:
+    """The newest complete and usable checkpoint, verified; `warn` is told of each that is incomplete or damaged."""
     for step in store.steps():
         try:
-            return read_checkpoint(store, step)
+            found = read_checkpoint(store, step)
         except ValueError as error:
             warn(f"checkpoint {folder_name(step)} is passed over: {error}.")
+            continue
+        if is_usable(found):
+            return found
     return None
 
 

@@ -64,29 +64,11 @@ class RunFolder:
         known = _read(self.path / JOB_FILE)
         asked = determining(job, **digests)
         if known is not None:
-            self._check(job, known, asked)
+            check_same_job(str(self.path), job, known["job"], known["determining"], asked)
             if job.optim.epochs > known["job"]["optim"]["epochs"]:
                 (self.path / RESULT_FILE).unlink(missing_ok=True)
         self.path.mkdir(parents=True, exist_ok=True)
         self._write(JOB_FILE, {"job": job.resolved(), "determining": asked})
-
-    def _check(self, job: Job, known: dict[str, Any], asked: dict[str, Any]) -> None:
-        before = known["determining"]
-        changed = [
-            f"{key}: {before.get(key)!r} → {asked.get(key)!r}"
-            for key in sorted(before.keys() | asked.keys())
-            if _plain(before.get(key)) != _plain(asked.get(key))
-        ]
-        epochs = known["job"]["optim"]["epochs"]
-        if job.optim.epochs < epochs:
-            changed.append(f"optim.epochs: {epochs} → {job.optim.epochs} (it may only grow)")
-        if job.optim.epochs > epochs and job.optim.schedule == "cosine":
-            changed.append(f"optim.epochs: {epochs} → {job.optim.epochs} (a cosine schedule is laid out over them)")
-        if changed:
-            raise ConfigError(
-                f"{self.path} holds a run of another job ({'; '.join(changed)}). Take another name (--name NEW), or "
-                "give up that run with --restart."
-            )
 
     def _empty(self, job: Job) -> None:
         for item in [JOB_FILE, REPORTS_FILE, RESULT_FILE, "checkpoints", "model", "figures", "tracking", "initial"]:
@@ -101,9 +83,7 @@ class RunFolder:
                 store.remove(f"step-{step:010d}")
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
-        aside = self.path / f".{name}.new"
-        aside.write_text(json.dumps(content, indent=1) + "\n")
-        aside.replace(self.path / name)
+        open_store(self.path).write(name, (json.dumps(content, indent=1) + "\n").encode())
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -129,6 +109,33 @@ class RunFolder:
                 return None
         except ConfigError:
             return int((self.path / LOCK_FILE).read_text() or 0) or None
+
+
+def check_same_job(
+    where: str, job: Job, known_job: dict[str, Any], known: dict[str, Any], asked: dict[str, Any]
+) -> None:
+    """ConfigError unless the job can go on with what another left, both told by what determines their results.
+
+    Args:
+        where: what the other left: a folder, a checkpoint.
+        job, asked: the job and what determines its result.
+        known_job, known: the same of the other, as JSON gave them back.
+    """
+    changed = [
+        f"{key}: {known.get(key)!r} → {asked.get(key)!r}"
+        for key in sorted(known.keys() | asked.keys())
+        if _plain(known.get(key)) != _plain(asked.get(key))
+    ]
+    epochs = known_job["optim"]["epochs"]
+    if job.optim.epochs < epochs:
+        changed.append(f"optim.epochs: {epochs} → {job.optim.epochs} (it may only grow)")
+    if job.optim.epochs > epochs and job.optim.schedule == "cosine":
+        changed.append(f"optim.epochs: {epochs} → {job.optim.epochs} (a cosine schedule is laid out over them)")
+    if changed:
+        raise ConfigError(
+            f"{where} holds a run of another job ({'; '.join(changed)}). Take another name (--name NEW), or give up "
+            "that run with --restart."
+        )
 
 
 def checkpoint_place(folder: RunFolder, job: Job) -> str:

@@ -6,6 +6,8 @@ in a Tune trial alike.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -13,20 +15,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors.torch import load
 from torch import Tensor
 
-from rws_ray.config import Job
+from rws_ray.config import Job, determining
 from rws_ray.core.machine import HelmholtzMachine
+from rws_ray.core.storage import WEIGHTS_FILE
 from rws_ray.data import Dataset
-from rws_ray.errors import ModelError
+from rws_ray.errors import ModelError, RunError
 from rws_ray.training.batches import Examples, independent_nll, smoothed_means
-from rws_ray.training.checkpoint import Checkpoint, Store, newest_valid, write_checkpoint
+from rws_ray.training.checkpoint import Checkpoint, Store, newest_valid, pack, write_checkpoint
 from rws_ray.training.estimation import estimate_split, standard_error, summary, validation_rows
 from rws_ray.training.flat import FlatLayout
+from rws_ray.training.folder import check_same_job
 from rws_ray.training.precision import products
 from rws_ray.training.reduction import Group
 from rws_ray.training.update import Updater, training_num_samples
 
+MAX_FAILED_WRITES = 3  # of checkpoints, in a row
 ESTIMATE_SEED = 0  # the same random numbers for every model that is compared, whatever seed trained it
 Report = Callable[[dict[str, Any]], None]
 
@@ -68,30 +74,67 @@ class Fitter:
         self.valid = Examples(dataset.valid, group.device)
         self.valid_rows = validation_rows(dataset.valid.num_rows, job.eval.rows, ESTIMATE_SEED)
         self.progress = Progress()
+        digests = {"initial": hashlib.sha256((initial / WEIGHTS_FILE).read_bytes()).hexdigest()} if initial else {}
+        self.determining = determining(job, data=dataset.digest, **digests)
+        self.failed_writes = 0
 
     def resume(self) -> bool:
         """Go on from the newest complete checkpoint, if there is one."""
-        found = newest_valid(self.store, lambda sentence: self.report({"kind": "warning", "message": sentence}))
-        self.group.barrier()  # nobody writes before all have looked
-        if found is None:
+        # Rank 0 looks and tells: workers on other nodes may see other files, and reports must be the same on all.
+        warnings: list[str] = []
+        found = newest_valid(self.store, warnings.append, self._can_go_on) if self.group.rank == 0 else None
+        text = json.dumps({"warnings": warnings, "state": found.state if found else None})
+        told = json.loads(self.group.broadcast(text.encode()))
+        for sentence in told["warnings"]:
+            self._warn(sentence)
+        state = told["state"]
+        if state is None:
             return False
-        self.updater.restore(found.tensors)
-        self.best.copy_(found.tensors["best"])
-        self.progress = Progress(**found.state["progress"])
+        check_same_job(str(self.store.path), self.job, state["job"], state["determining"], self.determining)
+        tensors = load(self.group.broadcast(pack(found.tensors) if found else b""))
+        self.updater.restore(tensors)
+        self.best.copy_(tensors["best"])
+        self.progress = Progress(**state["progress"])
         return True
 
-    def save(self) -> None:
-        """Write a checkpoint; rank 0 writes, every worker waits."""
-        tensors = {**self.updater.tensors(), "best": self.best}
+    def _can_go_on(self, found: Checkpoint) -> bool:
+        """Not from the end of fewer epochs, if a report was made there that a longer run does not make."""
+        is_end = found.step == self.job.optim.epochs * self.updater.epochs.steps
+        return is_end or bool(found.state["is_scheduled"])
+
+    def save(self, is_scheduled: bool = True) -> None:
+        """Write a checkpoint; rank 0 writes, every worker waits. The third failure in a row ends the run.
+
+        Args:
+            is_scheduled: False at the end of a run whose last epoch brings a report only because it is the last.
+        """
+        tensors, failure = {**self.updater.tensors(), "best": self.best}, ""
         if self.group.rank == 0:
-            state = {"job": self.job.resolved(), "progress": asdict(self.progress)}
-            write_checkpoint(self.store, Checkpoint(self.progress.step, tensors, state), self.progress.best_step)
-        self.group.barrier()
+            state = {
+                "job": self.job.resolved(),
+                "determining": self.determining,
+                "progress": asdict(self.progress),
+                "digest": self.updater.digest(),
+                "is_scheduled": is_scheduled,
+            }
+            try:
+                write_checkpoint(self.store, Checkpoint(self.progress.step, tensors, state), self.progress.best_step)
+            except OSError as error:
+                failure = f"the checkpoint of step {self.progress.step} cannot be written to {self.store.path}: {error}"
+        failure = self.group.gather(failure)[0]
+        self.failed_writes = self.failed_writes + 1 if failure else 0
+        if self.failed_writes == MAX_FAILED_WRITES:
+            raise RunError(f"{failure}. Those before are as they were: make room, then run the same command again.")
+        if failure:
+            self._warn(f"{failure}; the run goes on.")
+
+    def _warn(self, sentence: str) -> None:
+        self.report({"kind": "warning", "message": sentence})
 
     def train(self, stop_after: int | None = None) -> bool:
         """Take updates until the run is finished (True) or, for tests and pre-emption, `stop_after` is reached."""
         progress, steps = self.progress, self.updater.epochs.steps
-        every = self.job.eval.every * steps
+        end, every = self.job.optim.epochs * steps, self.job.eval.every * steps
         started = time.perf_counter()
         while not progress.is_finished(self.job, steps):
             if progress.step == stop_after:
@@ -99,12 +142,13 @@ class Fitter:
             with products(self.job.scale.precision, self.group.device):
                 self.updater.step(progress.step)
             progress.step += 1
-            at_report = progress.step % every == 0 or progress.step == self.job.optim.epochs * steps
+            is_scheduled = progress.step % every == 0
+            at_report = is_scheduled or progress.step == end
             if at_report or (self.job.scale.checkpoint_steps and progress.step % self.job.scale.checkpoint_steps == 0):
                 progress.seconds += time.perf_counter() - started
                 if at_report:
                     self._report_epoch()
-                self.save()
+                self.save(is_scheduled or not at_report)
                 started = time.perf_counter()
         return True
 
@@ -121,6 +165,7 @@ class Fitter:
             self.best.copy_(self.updater.average)
         else:
             progress.stale += 1
+        digest = self._agreed_digest()
         sums = self.updater.gather_sums(progress.step - progress.reported_step)
         progress.reported_step = progress.step
         num_samples = training_num_samples(job, (progress.step - 1) // steps)
@@ -130,6 +175,7 @@ class Fitter:
                 "epoch": progress.step / steps,
                 "step": progress.step,
                 "epochs": job.optim.epochs,
+                "digest": digest,
                 "train_num_samples": num_samples,
                 "valid_nll": nll,
                 "valid_nll_stderr": standard_error(estimate.log_prob),
@@ -140,6 +186,16 @@ class Fitter:
             }
             | sums
         )
+
+    def _agreed_digest(self) -> str:
+        """The digest of the weights; RunError on every worker where they hold different ones."""
+        found = self.group.gather(self.updater.digest())
+        if self.job.scale.reduction == "exact" and len(set(found)) > 1:
+            raise RunError(
+                f"after step {self.progress.step} the workers hold different weights: do they run on CPUs or GPUs of "
+                'different types, or different libraries? Give them the same, or set scale.reduction = "fast".'
+            )
+        return found[0]
 
     def finish(self) -> Outcome:
         """The best weights (by validation NLL) and their test NLL; every worker gets the same."""

@@ -5,6 +5,8 @@ Everything random in an update is keyed by (seed, purpose, step, micro-shard): s
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 from torch import Tensor
 
@@ -137,6 +139,13 @@ class Updater:
         rows = max(rows, 1.0)
         means = {"train_bound": -log_prob / rows, "ess": ess / rows, "max_weight": max_weight / rows}
         return means | {"grad_norm_p": norm_p, "grad_norm_q": norm_q, "rows": rows}
+
+    def digest(self) -> str:
+        """SHA-256 of the parameters and their average, by which two runs are told apart to the bit."""
+        digest = hashlib.sha256()
+        for vector in (self.theta, self.average):
+            digest.update(vector.cpu().numpy().data)
+        return digest.hexdigest()
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint must hold of it."""

@@ -122,3 +122,21 @@ def test_a_manifest_that_is_no_manifest_is_told(store, tmp_path):
 def test_a_place_that_is_none_is_a_sentence():
     with pytest.raises(ConfigError, match="not a place to store"):
         open_store("nonsense://x/y")
+
+
+def test_damaged_checkpoints_that_were_passed_over_do_not_push_out_the_sound_ones(store, tmp_path):
+    """Three damaged ones are newer than what the run goes on from: they go, not what it writes."""
+    for step in (30, 40, 50):
+        write_checkpoint(store, checkpoint(step), best_step=10)
+        (tmp_path / "checkpoints" / folder_name(step) / STATE).write_text("damaged")
+    found = newest_valid(store, lambda sentence: None)
+    assert found is not None
+    assert found.step == 10
+    write_checkpoint(store, checkpoint(15), best_step=10)
+    assert store.steps() == [15, 10]
+
+
+def test_a_checkpoint_that_cannot_be_used_is_passed_over_without_a_warning(store):
+    found = newest_valid(store, pytest.fail, lambda each: each.step < 20)
+    assert found is not None
+    assert found.step == 10

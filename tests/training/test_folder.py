@@ -7,6 +7,7 @@ import json
 import pytest
 from tiny import tiny_job
 
+from rws_ray.config import Job, determining, flatten_job, job_keys
 from rws_ray.errors import ConfigError
 from rws_ray.training.folder import RunFolder, describe, run_folders
 
@@ -20,41 +21,96 @@ def folder(tmp_path):
     return made
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"scale__num_workers": 2},
-        {"scale__threads_per_worker": 2},
-        {"scale__checkpoint_steps": 5},
-        {"data__path": "elsewhere"},
-        {"track__register": "name"},
-        {"track__experiment": "other"},
-        {"optim__epochs": 9},
-    ],
-)
-def test_placement_tracking_and_more_epochs_may_change(folder, changes):
-    folder.enter(tiny_job(**changes), DIGESTS, restart=False)
+# Every key of the job, with another value than the tiny job's: what may change under one name (it says where a run
+# runs, what tracks it, how a search is run) and what may not (it determines the result).
+FREE = {
+    "name": "other",
+    "data.path": "elsewhere",
+    "data.memory": "streamed",
+    "model.warm_start": "models:/other/1",  # the digest of its weights counts in its place
+    "scale.num_workers": 2,
+    "scale.use_gpu": True,
+    "scale.threads_per_worker": 2,
+    "scale.checkpoint_steps": 5,
+    "scale.storage": "s3://bucket/prefix",
+    "track.experiment": "other",
+    "track.register": "other",
+    "search.num_trials": 3,
+    "search.algorithm": "tpe",
+    "search.scheduler": "none",
+    "search.max_concurrent": 2,
+}
+DETERMINING = {
+    "seed": 1,
+    "data.name": "mnist",
+    "data.binarize": "dynamic",
+    "model.layers": [7],
+    "model.init": "reference",
+    "estimator.name": "wake-sleep",
+    "estimator.num_samples": 4,
+    "estimator.raise_num_samples": [[1, 9]],
+    "estimator.wake_mix": 0.1,
+    "estimator.num_dreams": 2,
+    "estimator.control_variate": True,
+    "optim.name": "adam",
+    "optim.lr": 0.5,
+    "optim.lr_q": 0.5,
+    "optim.schedule": "step",
+    "optim.step_epochs": 3,
+    "optim.batch_size": 11,
+    "optim.average": 0.5,
+    "optim.clip_norm": 1.0,
+    "optim.patience": 3,
+    "optim.damping": 0.1,
+    "eval.num_samples": 8,
+    "eval.rows": 5,
+    "eval.every": 2,
+    "eval.final_num_samples": 5,
+    "scale.precision": "bfloat16",
+    "scale.micro_shards": 2,
+    "scale.reduction": "fast",
+}
+ONE_VALUE = {"model.p_layer", "model.q_layer"}  # determining too, but there is nothing yet to change them to
+GROWING = {"optim.epochs"}
 
 
-@pytest.mark.parametrize(
-    ("changes", "key"),
-    [
-        ({"seed": 1}, "seed"),
-        ({"model__layers": [7]}, "model.layers"),
-        ({"optim__lr": 0.5}, "optim.lr"),
-        ({"estimator__wake_mix": 0.1}, "estimator.wake_mix"),
-        ({"optim__epochs": 2}, "optim.epochs"),
-        ({"scale__micro_shards": 2}, "scale.micro_shards"),
-        ({"scale__precision": "bfloat16"}, "scale.precision"),
-        ({"eval__final_num_samples": 5}, "eval.final_num_samples"),
-    ],
-)
-def test_what_determines_the_result_may_not_change(folder, changes, key):
+def changed(key: str, value: object) -> Job:
+    together = {"estimator.num_samples": 1} if key == "estimator.name" else {}
+    return tiny_job(**{name.replace(".", "__"): each for name, each in ({key: value} | together).items()})
+
+
+def test_each_key_of_the_job_is_known_to_be_free_or_determining():
+    known = [key.name for key in job_keys()]
+    assert sorted(known) == sorted([*FREE, *DETERMINING, *ONE_VALUE, *GROWING])
+    assert set(determining(tiny_job())) == {*DETERMINING, *ONE_VALUE}
+    for key, value in (FREE | DETERMINING).items():
+        assert flatten_job(changed(key, value))[key] != flatten_job(tiny_job())[key], key
+
+
+@pytest.mark.parametrize("key", FREE)
+def test_where_it_runs_and_what_tracks_it_may_change(folder, key):
+    folder.enter(changed(key, FREE[key]), DIGESTS, restart=False)
+
+
+@pytest.mark.parametrize("key", DETERMINING)
+def test_what_determines_the_result_may_not_change(folder, key):
     with pytest.raises(ConfigError) as refused:
-        folder.enter(tiny_job(**changes), DIGESTS, restart=False)
+        folder.enter(changed(key, DETERMINING[key]), DIGESTS, restart=False)
     assert f"{key}:" in str(refused.value)
     assert "--name NEW" in str(refused.value)
     assert "--restart" in str(refused.value)
+
+
+def test_epochs_may_grow_and_not_shrink_not_even_after_they_grew(folder):
+    folder.enter(tiny_job(optim__epochs=9), DIGESTS, restart=False)
+    for fewer in (8, 3):
+        with pytest.raises(ConfigError, match=rf"optim\.epochs: 9 → {fewer} \(it may only grow\)"):
+            folder.enter(tiny_job(optim__epochs=fewer), DIGESTS, restart=False)
+
+
+def test_other_weights_to_start_from_are_refused(folder):
+    with pytest.raises(ConfigError, match="initial: None → 'f00'"):
+        folder.enter(tiny_job(model__warm_start="models:/x/1"), DIGESTS | {"initial": "f00"}, restart=False)
 
 
 def test_other_data_under_the_same_name_are_refused(folder):

@@ -10,6 +10,7 @@ from groups import run_group
 from tiny import bits, run_tiny, tiny_dataset, tiny_job, write_tiny
 
 from rws_ray.data import Memory, StreamedSplit, open_dataset
+from rws_ray.training import optimizers
 from rws_ray.training.checkpoint import newest_valid, open_store
 from rws_ray.training.reduction import Group
 
@@ -78,7 +79,9 @@ def test_streamed_rows_leave_the_bits_of_held_ones(root, alone, tmp_path):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("stop", range(1, STEPS + 1))
-def test_a_stop_at_any_step_leaves_no_trace(optimizer, stop, tmp_path):
+def test_a_stop_at_any_step_leaves_no_trace(optimizer, stop, tmp_path, monkeypatch):
+    monkeypatch.setattr(optimizers, "MOMENT_EVERY", 2)  # so that natural's steps of each kind come before a stop
+    monkeypatch.setattr(optimizers, "REFRESH_EVERY", 4)
     job = tiny_job(**varied(optimizer), scale__checkpoint_steps=1)
     whole = bits(run_tiny(Group(), job, tiny_dataset(), tmp_path / "whole"))
     assert run_tiny(Group(), job, tiny_dataset(), tmp_path / "parts", stop_after=stop) is None or stop == STEPS
@@ -106,6 +109,25 @@ def test_changes_of_the_number_of_workers_in_one_run_leave_no_trace(tmp_path):
     for size, stop in ((1, 2), (3, 6), (2, 9)):
         assert run_group(size, _stop_and_go_on, str(tmp_path / "parts"), stop) == [None] * size
     assert _stop_and_go_on(Group(), str(tmp_path / "parts"), None) == whole
+
+
+def test_a_stop_between_the_refreshes_of_the_preconditioner_leaves_no_trace(tmp_path):
+    """At step 57: moments were taken in at 50, the preconditioner refreshed there, and moments come next at 60."""
+    job = tiny_job(optim__name="natural", optim__epochs=28, eval__every=28, scale__checkpoint_steps=19)
+    whole = bits(run_tiny(Group(), job, tiny_dataset(), tmp_path / "whole"))
+    run_tiny(Group(), job, tiny_dataset(), tmp_path / "parts", stop_after=58)
+    assert open_store(tmp_path / "parts").steps()[0] == 57
+    assert bits(run_tiny(Group(), job, tiny_dataset(), tmp_path / "parts")) == whole
+
+
+def test_epochs_that_grow_leave_the_bits_of_a_run_that_had_them_from_the_start(tmp_path):
+    """The report at the first end is one that the longer run does not make: it may not choose the best weights."""
+    changes = varied("adam") | {"optim__schedule": "constant", "eval__every": 2, "optim__lr": 0.1}
+    shorter, longer = (tiny_job(**changes, optim__epochs=epochs) for epochs in (3, 6))
+    whole = bits(run_tiny(Group(), longer, tiny_dataset(), tmp_path / "whole"))
+    assert bits(run_tiny(Group(), shorter, tiny_dataset(), tmp_path / "parts")) != whole
+    assert bits(run_tiny(Group(), longer, tiny_dataset(), tmp_path / "parts")) == whole
+    assert bits(run_tiny(Group(), longer, tiny_dataset(), tmp_path / "parts")) == whole
 
 
 def test_another_seed_gives_other_bits(tmp_path):
