@@ -1,6 +1,7 @@
-"""Keep the working folder: list its runs, stop one, clean up after them.
+"""Keep the working folder: list its runs, compare two to the bit, stop one, clean up after them.
 
 python -m rws_ray.runs list
+python -m rws_ray.runs diff digits digits-4-workers
 python -m rws_ray.runs stop digits
 python -m rws_ray.runs clean
 """
@@ -12,12 +13,15 @@ import json
 import os
 import shutil
 import signal
+import sys
+from pathlib import Path
 
 from rws_ray.config import home, nearest
 from rws_ray.errors import ConfigError, run_command
 from rws_ray.report.terminal import nll_text, table
 from rws_ray.tracking import unsent
-from rws_ray.training.folder import RunFolder, describe, run_folders
+from rws_ray.training.compare import compare
+from rws_ray.training.folder import JOB_FILE, RunFolder, describe, run_folders
 
 EXAMPLE = "example: python -m rws_ray.runs clean digits --whole"
 
@@ -28,6 +32,9 @@ def main(arguments: list[str]) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     listing = commands.add_parser("list", help="every run: state, epochs, NLL")
     listing.add_argument("--json", action="store_true", help="one line of JSON")
+    comparing = commands.add_parser("diff", help="whether two runs' bits are equal (exit 1: no), and where they part")
+    comparing.add_argument("one", help="name of a run, or its folder")
+    comparing.add_argument("other")
     stopping = commands.add_parser("stop", help="stop a run on this machine; the same command goes on with it")
     stopping.add_argument("name")
     cleaning = commands.add_parser("clean", help="remove the checkpoints of finished runs; models and results stay")
@@ -36,6 +43,8 @@ def main(arguments: list[str]) -> None:
     asked = parser.parse_args(arguments)
     if asked.command == "list":
         list_runs(asked.json)
+    elif asked.command == "diff":
+        diff(asked.one, asked.other)
     elif asked.command == "stop":
         stop(asked.name)
     else:
@@ -71,6 +80,21 @@ def named(name: str) -> RunFolder:
     if name not in found:
         raise ConfigError(f"{home()} holds no run {name!r}{nearest(name, list(found))}.")
     return found[name]
+
+
+def diff(one: str, other: str) -> None:
+    """Tell whether two runs' bits are equal at every step that both know of; exit 1 where they are not."""
+    first, second = (RunFolder(Path(run)) if (Path(run) / JOB_FILE).is_file() else named(run) for run in (one, other))
+    found = compare(first, second, lambda sentence: print(f"warning: {sentence}", file=sys.stderr))
+    if found.first is None:
+        print(f"{one} and {other} are equal to the bit at all {len(found.steps)} common steps, to {found.steps[-1]}.")
+    else:
+        before = f"equal at step {found.last_equal}" if found.last_equal is not None else "the first that both know of"
+        print(f"{one} and {other} differ from step {found.first} on ({before}): {', '.join(found.parts)}.")
+    if found.changed:
+        print(f"Their jobs differ in {', '.join(found.changed)}.")
+    if found.first is not None:
+        sys.exit(1)
 
 
 def stop(name: str) -> None:
