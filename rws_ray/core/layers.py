@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import Tensor, nn
 
+from rws_ray.core.products import add_product
 from rws_ray.core.streams import Stream
 
 
@@ -70,7 +71,7 @@ class SigmoidLayer(nn.Module):
         assert self.weight.grad is not None
         assert self.bias.grad is not None
         y_NI, residual_NO = weighted_pairs(seen, weight_BK)
-        self.weight.grad.addmm_(y_NI.T, residual_NO)
+        add_product(self.weight.grad, y_NI.T, residual_NO)
         self.bias.grad.add_(residual_NO.sum(0))
 
     @torch.no_grad()

@@ -52,6 +52,10 @@ class FlatLayout:
         pieces = vector[: self.num_parameters].split([parameter.numel() for parameter in self.parameters])
         return [piece.view(parameter.shape) for piece, parameter in zip(pieces, self.parameters, strict=True)]
 
+    def networks(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+        """The parts of p and of q in a vector."""
+        return vector[: self.num_p], vector[self.num_p : self.num_parameters]
+
     def squares(self, moments: Tensor) -> list[Tensor]:
         """The moments' part of a vector as one (I + 1, I + 1) matrix a sigmoid layer, p's first."""
         pieces = moments.split([size * size for size in self.moment_sizes])

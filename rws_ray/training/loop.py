@@ -20,6 +20,7 @@ from torch import Tensor
 
 from rws_ray.config import Job, determining
 from rws_ray.core.machine import HelmholtzMachine
+from rws_ray.core.products import factors
 from rws_ray.core.storage import WEIGHTS_FILE
 from rws_ray.data import Dataset
 from rws_ray.errors import ModelError, RunError
@@ -28,7 +29,6 @@ from rws_ray.training.checkpoint import Checkpoint, Store, newest_valid, pack, w
 from rws_ray.training.estimation import estimate_split, standard_error, summary, validation_rows
 from rws_ray.training.flat import FlatLayout
 from rws_ray.training.folder import check_same_job
-from rws_ray.training.precision import products
 from rws_ray.training.reduction import Group
 from rws_ray.training.update import Updater, training_num_samples
 
@@ -139,7 +139,7 @@ class Fitter:
         while not progress.is_finished(self.job, steps):
             if progress.step == stop_after:
                 return False
-            with products(self.job.scale.precision, self.group.device):
+            with factors(self.job.scale.precision):
                 self.updater.step(progress.step)
             progress.step += 1
             is_scheduled = progress.step % every == 0
@@ -182,6 +182,7 @@ class Fitter:
                 "valid_num_samples": job.eval.num_samples,
                 "ess_ratio": sums.pop("ess") / num_samples,
                 "examples_per_second": self.examples_per_second(),
+                "seconds": progress.seconds,
                 "eval_seconds": time.perf_counter() - before,
             }
             | sums

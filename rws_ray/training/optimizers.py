@@ -1,16 +1,18 @@
 """Optimisers on flat vectors: Adam, the reference's momentum, and `natural`.
 
-Each moves a parameter vector θ against the gradient g of the batch mean, p's part with one learning rate and q's
-with another. Their state is a dict of tensors, so a checkpoint stores it as it is.
+Each moves a parameter vector θ against the gradient g of the batch mean (which it overwrites), p's part with one
+learning rate and q's with another. Their state is a dict of tensors, so a checkpoint stores it as it is.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from rws_ray.core.products import product
 from rws_ray.training.flat import FlatLayout
 
 MOMENTUM = 0.95
@@ -19,40 +21,51 @@ REFRESH_EVERY = 50  # steps between refreshes of its preconditioner
 MOMENT_MEMORY = 100  # moment updates that the running mean spans
 
 
+class Rates(NamedTuple):
+    """The learning rates of p and of q at a step."""
+
+    p: float
+    q: float
+
+
 class Adam:
     """Adam (Kingma & Ba 2015, algorithm 1) with β = (0.9, 0.999), ε = 1e-8."""
 
     def __init__(self, layout: FlatLayout, theta: Tensor):
+        self.layout = layout
         self.state = {"mean": torch.zeros_like(theta), "square": torch.zeros_like(theta)}
 
     def wants_moments(self, step: int) -> bool:
         """Adam needs no input moments."""
         return False
 
-    def update(self, theta: Tensor, gradient: Tensor, rates: Tensor, step: int) -> None:
-        """Move θ in place; `rates` holds each parameter's learning rate, `step` counts from 0."""
+    def update(self, theta: Tensor, gradient: Tensor, rates: Rates, step: int) -> None:
+        """Move θ in place; `step` counts from 0."""
         mean, square = self.state["mean"], self.state["square"]
         mean.lerp_(gradient, 0.1)
         square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
-        scale = square.div(1 - 0.999 ** (step + 1)).sqrt_().add_(1e-8)
-        theta.sub_(mean.div(scale).mul_(rates).mul_(1 / (1 - 0.9 ** (step + 1))))
+        scale = torch.div(square, 1 - 0.999 ** (step + 1), out=gradient).sqrt_().add_(1e-8)
+        parts = zip(*map(self.layout.networks, (theta, mean, scale)), rates, strict=True)
+        for theta_part, mean_part, scale_part, rate in parts:
+            theta_part.addcdiv_(mean_part, scale_part, value=-rate / (1 - 0.9 ** (step + 1)))
 
 
 class Momentum:
     """The reference's SGD: d ← 0.95 d + 0.05 · lr · g, θ ← θ − d (learning/training.py of the RWS paper's code)."""
 
     def __init__(self, layout: FlatLayout, theta: Tensor):
+        self.layout = layout
         self.state = {"velocity": torch.zeros_like(theta)}
 
     def wants_moments(self, step: int) -> bool:
         """Plain momentum needs no input moments."""
         return False
 
-    def update(self, theta: Tensor, gradient: Tensor, rates: Tensor, step: int) -> None:
+    def update(self, theta: Tensor, gradient: Tensor, rates: Rates, step: int) -> None:
         """Move θ in place; the rate is folded in before the momentum, as in the reference."""
-        velocity = self.state["velocity"]
-        velocity.lerp_(gradient * rates, 1 - MOMENTUM)
-        theta.sub_(velocity)
+        for part, rate in zip(self.layout.networks(gradient), rates, strict=True):
+            part.mul_(rate)
+        theta.sub_(self.state["velocity"].lerp_(gradient, 1 - MOMENTUM))
 
 
 class Natural(Momentum):
@@ -65,7 +78,7 @@ class Natural(Momentum):
 
     def __init__(self, layout: FlatLayout, theta: Tensor, damping: float):
         super().__init__(layout, theta)
-        self.layout, self.damping = layout, damping
+        self.damping = damping
         size = layout.length - layout.num_parameters
         self.state |= {"moments": theta.new_zeros(size), "preconditioner": theta.new_zeros(size)}
 
@@ -83,10 +96,10 @@ class Natural(Momentum):
                 damped = moment_II + self.damping * torch.eye(len(moment_II), device=moment_II.device)
                 inverse_II.copy_(torch.cholesky_inverse(torch.linalg.cholesky(damped)).mul_(self.damping))
 
-    def update(self, theta: Tensor, gradient: Tensor, rates: Tensor, step: int) -> None:
-        """Move θ in place along the preconditioned gradient (which is overwritten)."""
+    def update(self, theta: Tensor, gradient: Tensor, rates: Rates, step: int) -> None:
+        """Move θ in place along the preconditioned gradient."""
         for matrix_IO, inverse_II in zip(self.layout.matrices(gradient), self._squares("preconditioner"), strict=True):
-            matrix_IO.copy_(inverse_II @ matrix_IO)
+            matrix_IO.copy_(product(inverse_II, matrix_IO))
         gradient[self.layout.prior].mul_(self.damping / (1 + self.damping))  # its only input is 1, so A = 1
         super().update(theta, gradient, rates, step)
 

@@ -17,7 +17,7 @@ from rws_ray.core.streams import Stream, generator
 from rws_ray.errors import RunError
 from rws_ray.training.batches import Epochs, Examples
 from rws_ray.training.flat import FlatLayout
-from rws_ray.training.optimizers import Adam, Momentum, Natural, Optimizer, scheduled
+from rws_ray.training.optimizers import Adam, Momentum, Natural, Optimizer, Rates, scheduled
 from rws_ray.training.reduction import Group, PlainSum, TreeSum
 
 SUMS = ("log_prob", "ess", "max_weight", "rows")  # of each micro-shard, since the last report
@@ -107,7 +107,7 @@ class Updater:
         self.sums[shard] += torch.stack([*info, torch.full_like(info.log_prob, len(rows))])
 
     def _check_and_clip(self, gradient: Tensor, step: int) -> None:
-        parts = gradient.tensor_split([self.layout.num_p])
+        parts = self.layout.networks(gradient)
         norms = torch.stack([part.norm().double() for part in parts])
         if not bool(torch.isfinite(norms).all()):
             raise RunError(
@@ -119,15 +119,10 @@ class Updater:
             for part, norm in zip(parts, norms.tolist(), strict=True):
                 part.mul_(min(1.0, self.job.optim.clip_norm / max(norm, 1e-30)))
 
-    def _rates(self, step: int) -> Tensor:
-        optim = self.job.optim
-        epoch = step / self.epochs.steps
-        rates = [scheduled(lr, optim.schedule, epoch, optim.epochs, optim.step_epochs) for lr in self._base_rates()]
-        sizes = [self.layout.num_p, self.layout.num_parameters - self.layout.num_p]
-        return torch.cat([self.theta.new_full((size,), rate) for size, rate in zip(sizes, rates, strict=True)])
-
-    def _base_rates(self) -> tuple[float, float]:
-        return self.job.lr, self.job.lr_q
+    def _rates(self, step: int) -> Rates:
+        optim, epoch = self.job.optim, step / self.epochs.steps
+        rates = (self.job.lr, self.job.lr_q)
+        return Rates(*(scheduled(rate, optim.schedule, epoch, optim.epochs, optim.step_epochs) for rate in rates))
 
     def gather_sums(self, num_steps: int) -> dict[str, float]:
         """Means over the examples and steps since the last call, the same on every worker; starts anew."""

@@ -12,7 +12,7 @@ from rws_ray.core.streams import Stream, generator
 from rws_ray.errors import RunError
 from rws_ray.training.batches import Epochs, Examples, independent_nll, smoothed_means
 from rws_ray.training.flat import FlatLayout
-from rws_ray.training.optimizers import Adam, Momentum, Natural, scheduled
+from rws_ray.training.optimizers import Adam, Momentum, Natural, Rates, scheduled
 from rws_ray.training.reduction import Group
 from rws_ray.training.update import Updater, training_num_samples
 
@@ -84,7 +84,7 @@ def test_adam_moves_as_torchs_adam():
         gradient = torch.randn(len(theta), generator=torch.Generator().manual_seed(step + 1))
         twin.grad = gradient.clone()
         theirs.step()
-        ours.update(theta, gradient, torch.full_like(theta, 0.01), step)
+        ours.update(theta, gradient, Rates(0.01, 0.01), step)
     torch.testing.assert_close(theta, twin.detach(), rtol=1e-5, atol=1e-6)
 
 
@@ -98,7 +98,7 @@ def test_momentum_is_the_references_on_sums():
         mean = torch.randn(len(theta), generator=torch.Generator().manual_seed(step))
         velocity = 0.95 * velocity + 0.05 * (1e-3 * (100 * mean))
         reference -= velocity
-        ours.update(theta, mean.clone(), torch.full_like(theta, 0.1), step)
+        ours.update(theta, mean.clone(), Rates(0.1, 0.1), step)
     torch.testing.assert_close(theta, reference)
 
 
@@ -117,7 +117,7 @@ def test_natural_preconditions_each_layer_by_its_input_moment():
     expected[flat.prior] *= damping / (1 + damping)
     ours = Natural(flat, theta, damping)
     ours.add_moments(moments, 0)
-    ours.update(theta, gradient.clone(), torch.ones_like(theta), 0)
+    ours.update(theta, gradient.clone(), Rates(1.0, 1.0), 0)
     torch.testing.assert_close(theta, -0.05 * expected, rtol=1e-4, atol=1e-6)
 
 
