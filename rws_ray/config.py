@@ -103,7 +103,7 @@ class ScaleConfig(Section):
     num_workers: int = Field(1, ge=0, description="Ray Train workers; 0: in this process, without Ray")
     use_gpu: bool = Field(False, description="one GPU for each worker")
     threads_per_worker: int = Field(1, ge=1, description="CPU threads for each worker")
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="of the matrix products in training")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="factors of the gradients' products")
     micro_shards: int = Field(4, ge=1, description="fixed parts of a batch, summed in order whoever holds them")
     checkpoint_steps: int = Field(0, ge=0, description="steps between checkpoints beside those at reports; 0: off")
     storage: str | None = Field(None, description="of checkpoints: folder or s3://bucket/prefix (default: the run)")
@@ -128,6 +128,7 @@ class SearchConfig(Section):
     max_concurrent: int = Field(0, ge=0, description="trials at a time; 0: as many as the cluster holds")
 
 
+RESERVED_NAMES = ("artifacts",)  # MLflow's, in the working folder
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
@@ -159,6 +160,8 @@ class Job(BaseSettings):
     def _name_is_a_folder(cls, name: str) -> str:
         if not NAME_PATTERN.fullmatch(name):
             raise ValueError("take letters, digits, '.', '_' and '-', at most 63, starting with a letter or digit")
+        if name in RESERVED_NAMES:
+            raise ValueError(f"the working folder keeps other things in its {name}; take another name")
         return name
 
     @model_validator(mode="before")
@@ -381,10 +384,10 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 FREE_KEYS = (
     "name",
     "data.path",
+    "data.memory",
     "scale.num_workers",
     "scale.use_gpu",
     "scale.threads_per_worker",
-    "data.memory",
     "optim.epochs",
     "scale.checkpoint_steps",
     "scale.storage",

@@ -54,6 +54,7 @@ def test_file_beats_default_and_command_line_beats_file(tmp_path):
         (["--optim.epochs"], "expected one argument"),
         (["stray"], "stray"),
         (["--name", "../up"], "name = '../up'"),
+        (["--name", "artifacts"], "name = 'artifacts'"),
         (["--scale.num_workers", "9"], "set scale.micro_shards"),
         (["--optim.batch_size", "2"], "optim.batch_size"),
         (["--estimator.name", "wake-sleep", "--estimator.num_samples", "5"], "wake-sleep is K = 1"),
