@@ -249,7 +249,7 @@ def _flatten(table: Mapping[str, Any], prefix: str = "") -> Values:
     """Dotted names of nested tables, down to the job's keys; ranges stay as they are."""
     flat: Values = {}
     for name, value in table.items():
-        if isinstance(value, Mapping) and prefix + name not in _defaults():
+        if isinstance(value, Mapping) and any(key.startswith(f"{prefix}{name}.") for key in _defaults()):
             flat |= _flatten(value, f"{prefix}{name}.")
         else:
             flat[prefix + name] = value

@@ -7,6 +7,7 @@ what a sweep goes on from: a trial with an end is never run again, one without g
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +39,7 @@ class Trial:
     @property
     def best(self) -> dict[str, Any] | None:
         """The report with the lowest validation NLL so far."""
-        return min(self.reports.values(), key=lambda report: report["valid_nll"], default=None)
+        return min(self.reports.values(), key=_rank, default=None)
 
     @property
     def last(self) -> dict[str, Any] | None:
@@ -83,7 +84,7 @@ class Ledger:
     def ranked(self) -> list[Trial]:
         """Trials that did not fail and reported something, best validation NLL first."""
         found = [trial for trial in self.trials.values() if trial.reports and trial.state != "failed"]
-        return sorted(found, key=lambda trial: (trial.best or {})["valid_nll"])
+        return sorted(found, key=lambda trial: _rank(trial.best))
 
     def _read(self) -> None:
         text = self.file.read_bytes()
@@ -117,3 +118,9 @@ class Ledger:
             self.trials[number].reports[record["report"]["step"]] = record["report"]
         else:
             self.trials[number].state, self.trials[number].message = record["state"], record["message"]
+
+
+def _rank(report: dict[str, Any] | None) -> float:
+    """The report's NLL, NaN last."""
+    nll = math.nan if report is None else report["valid_nll"]
+    return math.inf if math.isnan(nll) else float(nll)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread of Ray's that outlives its cluster would start another one
 }
 OBJECT_STORE_BYTES = 512 * 2**20
 
@@ -71,6 +73,18 @@ def cpus_per_worker(num_workers: int, threads: int) -> float:
     if on_a_cluster() or num_workers * threads <= total:
         return float(threads)
     return max(int(100 * total / num_workers) / 100, 0.01)
+
+
+def is_gone() -> bool:
+    """Whether the cluster's control process no longer answers; Ray itself would wait for it for a minute."""
+    import ray
+
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError:
+        return True
+    return False
 
 
 def check_gpus(num_workers: int) -> None:

@@ -5,6 +5,7 @@ Tune is used afresh at each start, with the trials that have no end in the ledge
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import threading
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rws_ray.cluster.session import cpus_per_worker
+from rws_ray.cluster.session import cpus_per_worker, is_gone, on_a_cluster
 from rws_ray.cluster.sweep import Sweep
 from rws_ray.cluster.trials import run_trial, trial_resources
 from rws_ray.config import Job
@@ -20,6 +21,7 @@ from rws_ray.errors import ConfigError, RunError
 from rws_ray.space import Space
 
 MAX_FAILURES = 3  # restarts of a trial whose process died
+WATCH_SECONDS = 3.0
 REDUCTION = 3  # ASHA: of this many trials at a rung, one goes on
 NUM_RUNGS = 3
 # Tune reads these. Its loggers write each result three times over; its SIGINT handler would end with exit code 0.
@@ -46,6 +48,8 @@ def run_trials(sweep: Sweep, verbose: bool) -> None:
         return
     limit = _concurrency(sweep.space)
     os.environ.update(TUNE)
+    # Tune logs the whole traceback of a trial whose process died; our callback tells it in a line.
+    logging.getLogger("ray.tune").setLevel(logging.INFO if verbose else logging.CRITICAL)
     scratch = sweep.folder / "ray"
     try:
         _run_stoppable(sweep, lambda: _tuner(sweep, numbers, limit, scratch, verbose).fit())
@@ -71,7 +75,11 @@ def _run_stoppable(sweep: Sweep, call: Callable[[], Any]) -> None:
     thread = threading.Thread(target=guarded, name="tune", daemon=True)
     thread.start()
     try:
-        thread.join()
+        while thread.is_alive():
+            thread.join(WATCH_SECONDS)
+            if thread.is_alive() and not on_a_cluster() and is_gone():
+                sweep.stopping.set()  # what Tune's thread still says counts no more
+                raise RunError("Ray's processes on this machine died; run the same command again to go on.")
     except KeyboardInterrupt:
         sweep.stopping.set()
         sweep.show(sweep.ledger, "stopping; press Ctrl-C again to end at once")
@@ -182,6 +190,10 @@ def _callback(sweep: Sweep) -> Any:
         def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
             if not sweep.stopping.is_set():
                 sweep.heard(trial.config["number"], result["record"], is_stopped=result.get("done", False))
+
+        def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+            number = trial.config["number"]
+            sweep.show(sweep.ledger, f"trial {number}: its process died; it goes on from its last checkpoint")
 
         def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
             reason = " ".join(str(trial.get_error() or "its process died").split())[-300:]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _HEIGHT = 600
 _STRONGEST = 3  # trials that parallel coordinates bring out
+_FEW_VALUES = 6  # up to here an axis of parallel coordinates is marked with all of its values
 
 
 class Axis(NamedTuple):
@@ -51,7 +52,7 @@ def parallel_coordinates(
     """
     all_axes = [*axes, Axis("validation NLL", list(nll))]
     with style.look():
-        figure, plot = _chart("Trials of the search", 40 + 22 * 2)
+        figure, plot = _chart("Trials of the search", 8)
         for index in reversed(range(len(nll))):
             heights = [_heights(axis)[index] for axis in all_axes]
             is_strong = index < _STRONGEST
@@ -119,7 +120,7 @@ def nll_over_key(
             _plain_log_ticks(plot, sorted({axis.values[index] for index in shown}))
         plot.set_xlabel(axis.key)
         plot.set_ylabel("validation NLL (nats per example)")
-        plot.legend(loc="upper right")
+        plot.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), borderaxespad=0.2, ncols=2)
         _caption(figure, f"{_trials(len(shown))}, best of their epochs, K = {count(num_samples)}; bars: ± 2 s.e.")
         rows = [[_text(axis.values[i]), repr(float(nll[i])), repr(float(stderr[i])), is_finished[i]] for i in shown]
         return style.save(figure, path, ["value", "nll", "stderr", "is_finished"], rows)
@@ -191,7 +192,7 @@ def _scale(plot: Axes, place: int, axis: Axis) -> None:
         if value is not None and np.isfinite(height):
             labelled[height] = _text(value)
     is_number = all(isinstance(value, int | float) for value in axis.values if value is not None)
-    if is_number and labelled:
+    if is_number and len(labelled) > _FEW_VALUES:
         labelled = {height: labelled[height] for height in (min(labelled), max(labelled))}
     for height, text in labelled.items():
         plot.text(place + 0.03, height, text, size=9.5, color=style.INK, va="center", zorder=4,
