@@ -101,6 +101,7 @@ class ScaleConfig(Section):
     """Where and how it runs."""
 
     num_workers: int = Field(1, ge=0, description="Ray Train workers; 0: in this process, without Ray")
+    min_workers: int = Field(0, ge=0, description="go on with as few as nodes come and go; 0: num_workers alone")
     use_gpu: bool = Field(False, description="one GPU for each worker")
     threads_per_worker: int = Field(1, ge=1, description="CPU threads for each worker")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="factors of the gradients' products")
@@ -192,6 +193,11 @@ class Job(BaseSettings):
             raise ValueError(
                 "estimator: wake-sleep is K = 1 with the sleep q-update alone; leave out num_samples, wake_mix and "
                 'raise_num_samples, or choose name = "rws"'
+            )
+        if self.scale.min_workers > self.scale.num_workers:
+            raise ValueError(
+                f"scale: {self.scale.min_workers} workers at least are more than the {self.scale.num_workers} at most; "
+                "lower scale.min_workers or raise scale.num_workers"
             )
         if self.scale.num_workers > self.scale.micro_shards:
             raise ValueError(
@@ -386,6 +392,7 @@ FREE_KEYS = (
     "data.path",
     "data.memory",
     "scale.num_workers",
+    "scale.min_workers",
     "scale.use_gpu",
     "scale.threads_per_worker",
     "optim.epochs",

@@ -31,6 +31,7 @@ from rws_ray.training.folder import RunFolder, checkpoint_place
 from rws_ray.training.loop import Outcome, fit
 from rws_ray.training.reduction import Group
 
+RESIZE_INTERVAL_S = 60.0  # between looks for nodes that came or went, where scale.min_workers lets them
 MAX_FAILURES = 3  # restarts of the worker group before a run counts as failed
 Show = Callable[[dict[str, Any]], None]
 
@@ -79,7 +80,7 @@ def fit_on_workers(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     scale = job.scale
-    resources = {"CPU": cpus_per_worker(scale.num_workers, scale.threads_per_worker)}
+    resources = {"CPU": cpus_per_worker(scale.min_workers or scale.num_workers, scale.threads_per_worker)}
     scratch = folder.path / "ray"
     trainer = TorchTrainer(
         _worker,
@@ -92,7 +93,10 @@ def fit_on_workers(
         },
         torch_config=TorchConfig(backend="nccl" if scale.use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=scale.num_workers, use_gpu=scale.use_gpu, resources_per_worker=resources
+            num_workers=(scale.min_workers, scale.num_workers) if scale.min_workers else scale.num_workers,
+            use_gpu=scale.use_gpu,
+            resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=RESIZE_INTERVAL_S,
         ),
         run_config=ray.train.RunConfig(
             # Ray's own state is kept under a fresh name: what a run goes on from is our checkpoints alone.

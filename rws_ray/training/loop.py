@@ -284,6 +284,7 @@ def fit(
     torch.set_num_threads(job.scale.threads_per_worker)
     fitter = Fitter(job, dataset, group, store, report, initial)
     fitter.resume()
-    fitter.report({"kind": "start", "epoch": fitter.progress.step / fitter.updater.epochs.steps})
+    epoch = fitter.progress.step / fitter.updater.epochs.steps
+    fitter.report({"kind": "start", "epoch": epoch, "num_workers": group.size})
     is_finished = fitter.train(stop_after)
     return fitter.finish() if is_finished and with_test else None

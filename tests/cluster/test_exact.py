@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,3 +81,14 @@ def test_rows_that_a_worker_cannot_reach_end_the_run_with_a_sentence_on_all(stre
     dataset = replace(streamed_digits, source=source._replace(splits=tuple(lost)))
     with pytest.raises(DataError, match=r"none\.parquet: there is no such file"):
         train(tmp_path, short_job(scale__num_workers=2), dataset)
+
+
+@pytest.mark.long
+def test_a_node_that_leaves_and_comes_back_changes_the_number_of_workers_and_no_bits(tmp_path):
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "RWS_"))}
+    command = [sys.executable, str(Path(__file__).with_name("elastic.py")), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["sizes"] == [2, 1, 2]
+    assert len(set(found["digests"])) == 1

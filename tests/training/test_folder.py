@@ -29,6 +29,7 @@ FREE = {
     "data.memory": "streamed",
     "model.warm_start": "models:/other/1",  # the digest of its weights counts in its place
     "scale.num_workers": 2,
+    "scale.min_workers": 1,
     "scale.use_gpu": True,
     "scale.threads_per_worker": 2,
     "scale.checkpoint_steps": 5,
@@ -75,8 +76,9 @@ GROWING = {"optim.epochs"}
 
 
 def changed(key: str, value: object) -> Job:
-    together = {"estimator.num_samples": 1} if key == "estimator.name" else {}
-    return tiny_job(**{name.replace(".", "__"): each for name, each in ({key: value} | together).items()})
+    together = {"estimator.name": {"estimator.num_samples": 1}, "scale.min_workers": {"scale.num_workers": 2}}
+    changes = {key: value} | together.get(key, {})
+    return tiny_job(**{name.replace(".", "__"): each for name, each in changes.items()})
 
 
 def test_each_key_of_the_job_is_known_to_be_free_or_determining():
