@@ -1,7 +1,7 @@
-"""The job: one typed tree of settings, defaults ← TOML file ← command line.
+"""The job: defaults ← TOML file ← command line, checked once, here; the rest of the program reads plain attributes.
 
-A job is checked once, here; the rest of the program reads plain attributes. `job_keys()` lists every key with its
-type, default and meaning, and is the one source of the help texts.
+The tree itself is in schema.py. `job_keys()` lists every key with its type, default and meaning, and is the one source
+of the help texts.
 """
 
 from __future__ import annotations
@@ -10,222 +10,36 @@ import difflib
 import hashlib
 import json
 import os
-import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
-from pydantic_settings import PydanticBaseSettingsSource as Source
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic_settings import CliSettingsSource, SettingsError
 
 from rws_ray.errors import ConfigError
+from rws_ray.schema import Job, SearchConfig
 
-DEFAULT_LR = {"adam": 1e-3, "sgd": 0.1, "natural": 2.0}
-Width = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    """One table of the job."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class DataConfig(Section):
-    """Which data."""
-
-    name: str = Field("digits", description="data set: a folder below data.path, or digits (built in)")
-    path: str | None = Field(None, description="folder of prepared sets (else RWS_DATA_DIR, else ./data)")
-    binarize: Literal["threshold", "dynamic"] | None = Field(
-        None, description="grey images only: cut at 128, or draw the pixels anew each epoch"
-    )
-    memory: Literal["auto", "held", "streamed"] = Field(
-        "auto", description="rows in each worker's memory, or taken from disk; auto: streamed from 256 MiB on"
-    )
-
-
-class ModelConfig(Section):
-    """Which Helmholtz machine."""
-
-    layers: list[Width] = Field([64, 32], min_length=1, description="stochastic layers' widths, data side first")
-    p_layer: Literal["sbn"] = Field("sbn", description="conditionals of the generative network p")
-    q_layer: Literal["sbn"] = Field("sbn", description="conditionals of the inference network q")
-    init: Literal["glorot", "reference"] = Field(
-        "glorot", description="weights: Glorot uniform, or the reference's Glorot / n_in"
-    )
-    warm_start: str | None = Field(None, description="start from the weights of this model URI, run or folder")
-
-
-class EstimatorConfig(Section):
-    """How gradients are estimated."""
-
-    name: Literal["rws", "wake-sleep"] = Field("rws", description="reweighted, or classic (K = 1, sleep q-update)")
-    num_samples: int = Field(5, ge=1, description="K, samples of q for each example")
-    raise_num_samples: list[tuple[Annotated[int, Field(ge=0)], Width]] = Field(
-        [], description="schedule for K: [[epoch, K], …], from that many finished epochs on"
-    )
-    wake_mix: float = Field(0.5, ge=0, le=1, description="q-gradient: 0 sleep only … 1 wake only")
-    num_dreams: int = Field(1, ge=1, description="dreams for each example of the sleep q-update")
-    control_variate: bool = Field(False, description="subtract 1/K from the weights of the wake q-update")
-
-
-class OptimConfig(Section):
-    """How parameters move. Learning rates refer to the gradient of the batch mean."""
-
-    name: Literal["adam", "sgd", "natural"] = Field(
-        "natural", description="sgd: momentum 0.95 as the reference; natural: sgd preconditioned by layer inputs"
-    )
-    lr: float | None = Field(None, gt=0, description="for p (default: adam 0.001, sgd 0.1, natural 2)")
-    lr_q: float | None = Field(None, gt=0, description="for q (default: the same as optim.lr)")
-    schedule: Literal["constant", "cosine", "step"] = Field("constant", description="of both learning rates")
-    step_epochs: int = Field(50, ge=1, description="schedule step: divide the rates by 10 every so many epochs")
-    epochs: int = Field(20, ge=1, description="passes over the training set")
-    batch_size: int = Field(100, ge=1, description="examples in one update, over all workers")
-    average: float = Field(0.999, ge=0, lt=1, description="decay of the running average of the weights; 0: off")
-    clip_norm: float = Field(0.0, ge=0, description="largest norm of the gradients of p and of q; 0: off")
-    patience: int = Field(0, ge=0, description="stop after so many estimates without a better one; 0: never")
-    damping: float = Field(0.5, gt=0, description="natural: λ in λ(A + λI)⁻¹")
-
-
-class EvalConfig(Section):
-    """How the likelihood is estimated."""
-
-    num_samples: int = Field(100, ge=1, description="K of the validation NLL")
-    rows: int | None = Field(None, ge=1, description="a fixed random subset of validation rows (default: all)")
-    every: int = Field(1, ge=1, description="epochs between reports")
-    final_num_samples: int = Field(1000, ge=1, description="K of the final test NLL")
-
-
-class ScaleConfig(Section):
-    """Where and how it runs."""
-
-    num_workers: int = Field(1, ge=0, description="Ray Train workers; 0: in this process, without Ray")
-    min_workers: int = Field(0, ge=0, description="go on with as few as nodes come and go; 0: num_workers alone")
-    use_gpu: bool = Field(False, description="one GPU for each worker")
-    threads_per_worker: int = Field(1, ge=1, description="CPU threads for each worker")
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="factors of the gradients' products")
-    micro_shards: int = Field(4, ge=1, description="fixed parts of a batch, summed in order whoever holds them")
-    checkpoint_steps: int = Field(0, ge=0, description="steps between checkpoints beside those at reports; 0: off")
-    storage: str | None = Field(None, description="of checkpoints: folder or s3://bucket/prefix (default: the run)")
-    reduction: Literal["exact", "fast"] = Field("exact", description="exact: the same bits for any number of workers")
-
-
-class TrackConfig(Section):
-    """What is kept where."""
-
-    experiment: str = Field("rws", min_length=1, description="MLflow experiment")
-    register_as: str = Field("", alias="register", description="name in the model registry; empty: do not register")
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, serialize_by_alias=True)
-
-
-class SearchConfig(Section):
-    """How a sweep (rws_ray.tune) searches; a training run does not read it."""
-
-    num_trials: int | None = Field(None, ge=1, description="trials (default: 16; grid: all of them)")
-    algorithm: Literal["random", "grid", "tpe"] = Field("random", description="what proposes a trial's values")
-    scheduler: Literal["asha", "median", "none"] = Field("asha", description="what stops trials early")
-    max_concurrent: int = Field(0, ge=0, description="trials at a time; 0: as many as the cluster holds")
-
-
-RESERVED_NAMES = ("artifacts",)  # MLflow's, in the working folder
-NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-
-
-class Job(BaseSettings):
-    """Everything that determines a training run, and where it runs."""
-
-    model_config = SettingsConfigDict(extra="forbid", frozen=True)
-
-    name: str = Field("rws", description="of the run and its folder; the same name resumes")
-    seed: int = Field(0, ge=0, lt=2**63, description="of all randomness")
-    data: DataConfig = DataConfig()
-    model: ModelConfig = ModelConfig()
-    estimator: EstimatorConfig = EstimatorConfig()
-    optim: OptimConfig = OptimConfig()
-    eval: EvalConfig = EvalConfig()
-    scale: ScaleConfig = ScaleConfig()
-    track: TrackConfig = TrackConfig()
-    search: SearchConfig = SearchConfig()
-
-    @classmethod
-    def settings_customise_sources(  # type: ignore[override]
-        cls, settings_cls: type[BaseSettings], init_settings: Source, **_: Source
-    ) -> tuple[Source, ...]:
-        """Only what is passed in: no key is read from the environment."""
-        return (init_settings,)
-
-    @field_validator("name")
-    @classmethod
-    def _name_is_a_folder(cls, name: str) -> str:
-        if not NAME_PATTERN.fullmatch(name):
-            raise ValueError("take letters, digits, '.', '_' and '-', at most 63, starting with a letter or digit")
-        if name in RESERVED_NAMES:
-            raise ValueError(f"the working folder keeps other things in its {name}; take another name")
-        return name
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_dependent_defaults(cls, values: Any) -> Any:
-        """Defaults that follow from other keys, so that the resolved job shows numbers."""
-        if not isinstance(values, dict):
-            return values
-        values = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
-        optim, estimator = values.setdefault("optim", {}), values.setdefault("estimator", {})
-        if isinstance(optim, dict):
-            rate = DEFAULT_LR.get(optim.get("name", OptimConfig.model_fields["name"].default))
-            if optim.get("lr") is None:
-                optim["lr"] = rate
-            if optim.get("lr_q") is None:
-                optim["lr_q"] = optim["lr"]
-        if isinstance(estimator, dict) and estimator.get("name") == "wake-sleep":
-            estimator.setdefault("num_samples", 1)
-            estimator.setdefault("wake_mix", 0.0)
-        return values
-
-    @model_validator(mode="after")
-    def _keys_agree(self) -> Job:
-        estimator = self.estimator
-        if estimator.name == "wake-sleep" and (
-            estimator.num_samples != 1 or estimator.wake_mix != 0 or estimator.raise_num_samples
-        ):
-            raise ValueError(
-                "estimator: wake-sleep is K = 1 with the sleep q-update alone; leave out num_samples, wake_mix and "
-                'raise_num_samples, or choose name = "rws"'
-            )
-        if self.scale.min_workers > self.scale.num_workers:
-            raise ValueError(
-                f"scale: {self.scale.min_workers} workers at least are more than the {self.scale.num_workers} at most; "
-                "lower scale.min_workers or raise scale.num_workers"
-            )
-        if self.scale.num_workers > self.scale.micro_shards:
-            raise ValueError(
-                f"scale: {self.scale.num_workers} workers cannot share {self.scale.micro_shards} micro-shards; "
-                "set scale.micro_shards to at least the number of workers"
-            )
-        if self.optim.batch_size < self.scale.micro_shards:
-            raise ValueError(
-                f"optim.batch_size: {self.optim.batch_size} examples cannot fill {self.scale.micro_shards} "
-                "micro-shards; take a larger batch or a smaller scale.micro_shards"
-            )
-        return self
-
-    @property
-    def lr(self) -> float:
-        """The resolved learning rate of p."""
-        assert self.optim.lr is not None
-        return self.optim.lr
-
-    @property
-    def lr_q(self) -> float:
-        """The resolved learning rate of q."""
-        assert self.optim.lr_q is not None
-        return self.optim.lr_q
-
-    def resolved(self) -> dict[str, Any]:
-        """The whole job as plain data, ready for JSON or TOML."""
-        return self.model_dump(mode="json")
+__all__ = [
+    "Job",
+    "Key",
+    "LoadedJob",
+    "SearchConfig",
+    "checked_value",
+    "determining",
+    "fingerprint",
+    "flatten",
+    "flatten_job",
+    "home",
+    "job_keys",
+    "load_job",
+    "make_job",
+    "nearest",
+    "read_overrides",
+    "read_toml",
+    "unflatten",
+]
 
 
 class Key(NamedTuple):
