@@ -134,7 +134,7 @@ def read_blocks(path: Path) -> Iterator[NDArray[np.uint8]]:
         DataError: as read_split.
     """
     # Pages are read as they are needed: a row group may be larger than memory.
-    with _opened(path, buffer_size=_BLOCK_BYTES) as file:
+    with _opened(path, buffer_size=_BLOCK_BYTES, pre_buffer=False) as file:
         header = _header(path, file)
         for batch in file.iter_batches(batch_size=block_rows(header.dim), columns=["x"]):
             yield _checked_rows(path, header, pa.chunked_array([batch["x"]]))
@@ -241,11 +241,11 @@ def cells_digest(rows_NP: NDArray[np.uint8], dim: int, kind: Kind) -> str:
 
 
 @contextmanager
-def _opened(path: Path, buffer_size: int = 0) -> Iterator[pq.ParquetFile]:
+def _opened(path: Path, **reading: Any) -> Iterator[pq.ParquetFile]:
     if not path.is_file():
         raise DataError(f"{path}: there is no such file. Name a Parquet file of one split, e.g. mnist/test.parquet.")
     try:
-        with pq.ParquetFile(path, buffer_size=buffer_size, page_checksum_verification=True) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True, **reading) as file:
             yield file
     except (pa.ArrowException, OSError) as error:
         raise DataError(

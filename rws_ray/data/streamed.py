@@ -35,6 +35,14 @@ class StreamedSplit(Split):
     sums: NDArray[np.int64]
     memory: mmap.mmap
 
+    def prefetch(self, index: NDArray[np.int64]) -> None:
+        """Ask for the pages of these rows, so that they are read from disk while something else is computed."""
+        offset = self.rows.ctypes.data - np.frombuffer(self.memory, np.uint8).ctypes.data
+        width = self.rows.shape[1]
+        for start in (offset + index * width).tolist():
+            page = start // mmap.PAGESIZE * mmap.PAGESIZE
+            self.memory.madvise(mmap.MADV_WILLNEED, page, start + width - page)
+
     def totals(self) -> NDArray[np.int64]:
         """Sum of each unit over the rows, int64 (D,), as it was counted when the file was made."""
         return self.sums

@@ -26,6 +26,11 @@ class Examples:
         bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
         self._bytes = torch.from_numpy(bits).to(device, torch.float32)
 
+    def prefetch(self, index_n: Tensor) -> None:
+        """Tell which rows are taken next; those on disk are read meanwhile."""
+        if isinstance(self.split, StreamedSplit):
+            self.split.prefetch(index_n.numpy())
+
     def take(self, index_n: Tensor, draws: torch.Generator | None = None) -> Tensor:
         """Rows as (n, D) floats 0 and 1; grey rows are drawn, each pixel on with probability value / 255."""
         if self.held is None:

@@ -67,6 +67,10 @@ class Updater:
         """
         rows = self.epochs.batch(step)
         shards = rows.tensor_split(self.job.scale.micro_shards)
+        if (step + 1) % self.epochs.steps:
+            upcoming = self.epochs.batch(step + 1).tensor_split(self.job.scale.micro_shards)
+            for shard in self.group.shards(len(upcoming)):
+                self.examples.prefetch(upcoming[shard])
         with_moments = self.optimizer.wants_moments(step)
         length = self.layout.length if with_moments else self.layout.num_parameters
         total = self.reduce(lambda shard, vector: self._add_shard(step, shard, shards[shard], vector), length)

@@ -1,0 +1,147 @@
+"""What the same bits for any number of workers cost: exact against fast reduction, and a checkpoint.
+
+    python -m benchmarks.reduction --json
+    python -m benchmarks.reduction --optimizer adam --workers 2 --rounds 15
+
+Updates of 784-400-300-200-100-10, batch 100, K = 5, on rows of random bits, in 1 and in 2 workers (gloo), one thread
+each. Rivals take turns, worker by worker in step. `exact` and `fast` cut the batch into the same 4 micro-shards; `fast,
+uncut` gives each worker one, as ordinary data parallelism does, and so also tells what cutting costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from benchmarks.machine import Timing, in_turn, machine
+from rws_ray.config import Job, make_job, unflatten
+from rws_ray.core.machine import HelmholtzMachine
+from rws_ray.data import Dataset, make_split
+from rws_ray.report.terminal import count, table
+from rws_ray.training.batches import Examples
+from rws_ray.training.checkpoint import open_store
+from rws_ray.training.loop import Fitter
+from rws_ray.training.reduction import Group
+from rws_ray.training.update import Updater
+
+DIM, LAYERS, BATCH, NUM_SAMPLES, SHARDS = 784, [400, 300, 200, 100, 10], 100, 5, 4
+MNIST_STEPS = 500  # updates in an epoch of 50,000 rows
+
+
+def job(optimizer: str, reduction: str = "exact", micro_shards: int = SHARDS) -> Job:
+    """The job that is timed."""
+    keys = {"model.layers": LAYERS, "estimator.num_samples": NUM_SAMPLES, "optim.batch_size": BATCH}
+    scale = {"optim.name": optimizer, "scale.reduction": reduction, "scale.micro_shards": micro_shards}
+    return make_job(unflatten(keys | scale))
+
+
+def dataset() -> Dataset:
+    """Random bits."""
+    draws = np.random.default_rng(0)
+    cells = {split: (draws.random((1000, DIM)) < 0.13).astype(np.uint8) for split in ("train", "valid", "test")}
+    return Dataset(
+        "noise", *(make_split(each, name="noise", split=split, kind="binary") for split, each in cells.items())
+    )
+
+
+def updates(timed: Job, group: Group) -> Callable[[], None]:
+    """One update a call."""
+    model = HelmholtzMachine(DIM, LAYERS).initialize(0, "glorot")
+    updater = Updater(timed, model, Examples(dataset().train, group.device), group)
+    steps = iter(range(10**9))
+    return lambda: updater.step(next(steps))
+
+
+def measure(group: Group, optimizer: str, rounds: int, calls: int) -> dict[str, Timing]:
+    """Seconds of an update under each reduction."""
+    rivals = {
+        "exact": updates(job(optimizer), group),
+        "fast": updates(job(optimizer, "fast"), group),
+        "fast, uncut": updates(job(optimizer, "fast", group.size), group),
+    }
+    return in_turn(rivals, rounds, calls, warm=10)
+
+
+def in_workers(size: int, *arguments: Any) -> dict[str, Timing]:
+    """The same on so many workers: rank 0's timings."""
+    if size == 1:
+        return measure(Group(), *arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_member, (size, folder, arguments), nprocs=size)
+        found = json.loads((Path(folder) / "timings.json").read_text())
+    return {name: Timing(*each) for name, each in found.items()}
+
+
+def _member(rank: int, size: int, folder: str, arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size)
+    found = measure(Group(rank, size), *arguments)
+    if rank == 0:
+        (Path(folder) / "timings.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+def measure_checkpoint(optimizer: str, rounds: int) -> tuple[Timing, float]:
+    """Seconds of a checkpoint on the local disk, synced, and its MiB."""
+    with tempfile.TemporaryDirectory() as folder:
+        fitter = Fitter(job(optimizer), dataset(), Group(), open_store(folder), lambda record: None)
+
+        def save() -> None:
+            fitter.progress.step += 1
+            fitter.save()
+
+        timing = in_turn({"checkpoint": save}, rounds, calls=3)["checkpoint"]
+        newest = max(Path(folder).glob("step-*"))
+        return timing, sum(file.stat().st_size for file in newest.iterdir()) / 2**20
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--optimizer", choices=["natural", "adam", "sgd"], default="natural")
+    parser.add_argument("--workers", type=int, nargs="*", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--calls", type=int, default=20, help="updates in a turn")
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    for size in asked.workers:
+        timings = in_workers(size, asked.optimizer, asked.rounds, asked.calls)
+        for name, each in timings.items():
+            cost = each.median / timings["fast"].median - 1
+            rows.append({"workers": size, "reduction": name, "seconds": each._asdict(), "over_fast": cost})
+    checkpoint, size_mb = measure_checkpoint(asked.optimizer, asked.rounds)
+    epoch = MNIST_STEPS * rows[0]["seconds"]["median"]
+    shown = [
+        [
+            str(row["workers"]),
+            row["reduction"],
+            *(f"{1000 * row['seconds'][key]:.1f}" for key in ("median", "fastest", "slowest")),
+            count(round(BATCH / row["seconds"]["median"])),
+            f"{row['over_fast']:+.1%}",
+        ]
+        for row in rows
+    ]
+    print(table(["workers", "reduction", "ms, median", "fastest", "slowest", "examples/s", "over fast"], shown))
+    print(
+        f"\ncheckpoint: {1000 * checkpoint.median:.0f} ms for {size_mb:.1f} MiB, {checkpoint.median / epoch:.2%} of an "
+        f"epoch of {MNIST_STEPS} updates"
+    )
+    if asked.json:
+        saved = {"seconds": checkpoint._asdict(), "mebibytes": size_mb, "share_of_epoch": checkpoint.median / epoch}
+        facts = {"optimizer": asked.optimizer, "rows": rows, "checkpoint": saved, "machine": machine()}
+        print(json.dumps({"benchmark": "reduction"} | facts))
+
+
+if __name__ == "__main__":
+    main()
