@@ -95,6 +95,9 @@ def run_job(prepared: PreparedJob, show: Show, restart: bool = False, verbose: b
         folder.enter(job, prepared.digests, restart)
         finished = folder.result()
         if finished is not None:
+            if unsent(folder.path):
+                with Drain(folder.path, home()):
+                    pass  # MLflow was away when the run ended
             return finished | _delivered(folder)
         log = RunLog(folder.path)
         with Drain(folder.path, home()):
@@ -194,9 +197,6 @@ def draw_figures(folder: RunFolder, outcome: Outcome, dataset: Dataset) -> None:
 
 def _delivered(folder: RunFolder) -> dict[str, Any]:
     """Where MLflow has the run; the local folder stands in for a model that is not delivered yet."""
-    if unsent(folder.path):
-        with Drain(folder.path, home()):
-            pass
     sent = delivery(folder.path)
     return {"run_id": sent.run_id, "model_uri": sent.model_uri or str(folder.model), "unsent": unsent(folder.path)}
 
