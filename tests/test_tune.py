@@ -28,7 +28,7 @@ name = "small"
 layers = { choice = [[6], [8, 4]] }
 [optim]
 lr = { loguniform = [0.5, 3.0] }
-epochs = 30
+epochs = 12
 batch_size = 50
 [eval]
 num_samples = 5
@@ -141,10 +141,10 @@ def test_a_sweep_survives_kill_9_and_ends_as_if_nothing_had_been(home, space, tm
     result = json.loads(done.stdout.splitlines()[-1])
     ledger = Ledger(home / "small" / "ledger.jsonl")
     assert ledger.counts() == {"finished": 3, "stopped": 0, "failed": 0, "running": 0}
-    assert [len(trial.reports) for trial in ledger.trials.values()] == [30, 30, 30]
+    assert [len(trial.reports) for trial in ledger.trials.values()] == [12, 12, 12]
     kinds = [json.loads(line) for line in ledger.file.read_text().splitlines()]
     steps = [(record["number"], record["report"]["step"]) for record in kinds if record["kind"] == "report"]
-    assert len(steps) == len(set(steps)) == 90
+    assert len(steps) == len(set(steps)) == 36
     assert sorted(record["number"] for record in kinds if record["kind"] == "end") == [0, 1, 2]
 
     runs = connect(home).client.search_runs(["1"])
@@ -220,7 +220,7 @@ def test_a_sweep_survives_the_death_of_a_part_of_the_cluster(home, space, victim
         assert "it goes on from its last checkpoint" in out
     else:
         assert process.returncode == 1
-        assert "error: " in err
+        assert victim == "raylet" or "error: Ray's processes on this machine died" in err  # Ray ends a driver itself
         done = run(space, "--optim.epochs", "60", home=home)
         assert done.returncode == 0, done.stderr
     ledger = Ledger(home / "small" / "ledger.jsonl")

@@ -66,7 +66,8 @@ class Sweep:
         self.log = RunLog(self.folder)
         self.logs: dict[int, RunLog] = {}
         self.errors: dict[int, str] = {}  # of trials that ended for no reason of their own: they can go on later
-        self.stopping = threading.Event()
+        self.stopping = threading.Event()  # asked to end: Tune stops the trials
+        self.abandoned = threading.Event()  # the cluster died: Tune is to be left behind
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles all that it is given into a snapshot of its own, which is never read."""

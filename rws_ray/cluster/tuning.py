@@ -78,7 +78,8 @@ def _run_stoppable(sweep: Sweep, call: Callable[[], Any]) -> None:
         while thread.is_alive():
             thread.join(WATCH_SECONDS)
             if thread.is_alive() and not on_a_cluster() and is_gone():
-                sweep.stopping.set()  # what Tune's thread still says counts no more
+                sweep.abandoned.set()
+                thread.join(WATCH_SECONDS)
                 raise RunError("Ray's processes on this machine died; run the same command again to go on.")
     except KeyboardInterrupt:
         sweep.stopping.set()
@@ -188,8 +189,10 @@ def _callback(sweep: Sweep) -> Any:
         """Takes results into the ledger; Tune lets a trial go on only after this returns."""
 
         def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
-            if not sweep.stopping.is_set():
-                sweep.heard(trial.config["number"], result["record"], is_stopped=result.get("done", False))
+            if sweep.abandoned.is_set():
+                # Not to be dropped: its trial would go on to a checkpoint whose report is nowhere.
+                raise RunError("the sweep is over")
+            sweep.heard(trial.config["number"], result["record"], is_stopped=result.get("done", False))
 
         def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
             number = trial.config["number"]
