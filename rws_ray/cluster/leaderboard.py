@@ -194,9 +194,13 @@ def write_job(file: Path, job: Job) -> None:
     """The job as a TOML file that rws_ray.train takes as it is."""
     plain = job.resolved()
     tables = {key: value for key, value in plain.items() if isinstance(value, dict) and key != "search"}
-    lines = [f"{key} = {json.dumps(value)}" for key, value in plain.items() if not isinstance(value, dict)]
+    lines = [f"{key} = {_toml(value)}" for key, value in plain.items() if not isinstance(value, dict)]
     for name, keys in tables.items():
         lines += ["", f"[{name}]"]
         # JSON's strings, numbers and lists are TOML's too; TOML has no null: what is not set is left out.
-        lines += [f"{key} = {json.dumps(value)}" for key, value in keys.items() if value is not None]
+        lines += [f"{key} = {_toml(value)}" for key, value in keys.items() if value is not None]
     _replace(file, lambda aside: aside.write_text("\n".join(lines) + "\n", "utf-8"))
+
+
+def _toml(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)  # JSON would escape 𝒳 as two halves, which TOML refuses
