@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from groups import run_group
-from tiny import bits, run_tiny, tiny_dataset, tiny_job, write_tiny
+from tiny import run_bits, run_tiny, tiny_dataset, tiny_job, write_tiny
 
 from rws_ray.data import Memory, StreamedSplit, open_dataset
 from rws_ray.training import optimizers
@@ -43,14 +43,14 @@ SETS = (("binary", None), ("gray8", "dynamic"), ("gray8", "threshold"))
 
 def _train_variants(group: Group, root: str, folder: str, memory: Memory) -> list[tuple[bytes, ...]]:
     found = [
-        bits(run_tiny(group, tiny_job(**changes), tiny_dataset(kind=kind), Path(folder) / str(index)))
+        run_bits(group, tiny_job(**changes), tiny_dataset(kind=kind), Path(folder) / str(index))
         for index, (changes, kind) in enumerate(VARIANTS)
     ]
     for kind, binarize in SETS:
         dataset = open_dataset(kind, root, binarize, memory, Path(root) / "cache")
         assert isinstance(dataset.train, StreamedSplit) == (memory == "streamed")
         place = Path(folder) / f"{kind}-{binarize}"
-        found.append(bits(run_tiny(group, tiny_job(**varied("natural")), dataset, place)))
+        found.append(run_bits(group, tiny_job(**varied("natural")), dataset, place))
     return found
 
 
@@ -83,25 +83,27 @@ def test_a_stop_at_any_step_leaves_no_trace(optimizer, stop, tmp_path, monkeypat
     monkeypatch.setattr(optimizers, "MOMENT_EVERY", 2)  # so that natural's steps of each kind come before a stop
     monkeypatch.setattr(optimizers, "REFRESH_EVERY", 4)
     job = tiny_job(**varied(optimizer), scale__checkpoint_steps=1)
-    whole = bits(run_tiny(Group(), job, tiny_dataset(), tmp_path / "whole"))
+    whole = run_bits(Group(), job, tiny_dataset(), tmp_path / "whole")
     assert run_tiny(Group(), job, tiny_dataset(), tmp_path / "parts", stop_after=stop) is None or stop == STEPS
-    assert bits(run_tiny(Group(), job, tiny_dataset(), tmp_path / "parts")) == whole
+    assert run_bits(Group(), job, tiny_dataset(), tmp_path / "parts") == whole
 
 
 def test_a_stop_between_checkpoints_costs_the_interval_and_no_bits(tmp_path):
     job = tiny_job(**varied("natural"), scale__checkpoint_steps=3)
-    whole = bits(run_tiny(Group(), job, tiny_dataset(), tmp_path / "whole"))
+    whole = run_bits(Group(), job, tiny_dataset(), tmp_path / "whole")
     run_tiny(Group(), job, tiny_dataset(), tmp_path / "parts", stop_after=5)
     found = newest_valid(open_store(tmp_path / "parts"), pytest.fail)
     assert found is not None
     assert found.step == 4  # the report after the first epoch; step 3 before it, step 6 not reached
-    assert bits(run_tiny(Group(), job, tiny_dataset(), tmp_path / "parts")) == whole
+    assert run_bits(Group(), job, tiny_dataset(), tmp_path / "parts") == whole
 
 
 def _stop_and_go_on(group: Group, folder: str, stop: int | None) -> tuple[bytes, ...] | None:
     job = tiny_job(**varied("natural"), scale__checkpoint_steps=1)
-    outcome = run_tiny(group, job, tiny_dataset(), folder, stop_after=stop)
-    return None if outcome is None else bits(outcome)
+    if stop is None:
+        return run_bits(group, job, tiny_dataset(), Path(folder))
+    assert run_tiny(group, job, tiny_dataset(), Path(folder), stop_after=stop) is None
+    return None
 
 
 def test_changes_of_the_number_of_workers_in_one_run_leave_no_trace(tmp_path):
@@ -114,26 +116,25 @@ def test_changes_of_the_number_of_workers_in_one_run_leave_no_trace(tmp_path):
 def test_a_stop_between_the_refreshes_of_the_preconditioner_leaves_no_trace(tmp_path):
     """At step 57: moments were taken in at 50, the preconditioner refreshed there, and moments come next at 60."""
     job = tiny_job(optim__name="natural", optim__epochs=28, eval__every=28, scale__checkpoint_steps=19)
-    whole = bits(run_tiny(Group(), job, tiny_dataset(), tmp_path / "whole"))
+    whole = run_bits(Group(), job, tiny_dataset(), tmp_path / "whole")
     run_tiny(Group(), job, tiny_dataset(), tmp_path / "parts", stop_after=58)
     assert open_store(tmp_path / "parts").steps()[0] == 57
-    assert bits(run_tiny(Group(), job, tiny_dataset(), tmp_path / "parts")) == whole
+    assert run_bits(Group(), job, tiny_dataset(), tmp_path / "parts") == whole
 
 
 def test_epochs_that_grow_leave_the_bits_of_a_run_that_had_them_from_the_start(tmp_path):
     """The report at the first end is one that the longer run does not make: it may not choose the best weights."""
-    changes = varied("adam") | {"optim__schedule": "constant", "eval__every": 2, "optim__lr": 0.1}
+    # A rate at which the NLL soon rises, so that each report counts towards the end of patience.
+    changes = varied("adam") | {"optim__schedule": "constant", "eval__every": 2, "optim__lr": 1.0, "optim__patience": 9}
     shorter, longer = (tiny_job(**changes, optim__epochs=epochs) for epochs in (3, 6))
-    whole = bits(run_tiny(Group(), longer, tiny_dataset(), tmp_path / "whole"))
-    assert bits(run_tiny(Group(), shorter, tiny_dataset(), tmp_path / "parts")) != whole
-    assert bits(run_tiny(Group(), longer, tiny_dataset(), tmp_path / "parts")) == whole
-    assert bits(run_tiny(Group(), longer, tiny_dataset(), tmp_path / "parts")) == whole
+    whole = run_bits(Group(), longer, tiny_dataset(), tmp_path / "whole")
+    assert run_bits(Group(), shorter, tiny_dataset(), tmp_path / "parts") != whole
+    assert run_bits(Group(), longer, tiny_dataset(), tmp_path / "parts") == whole
+    assert run_bits(Group(), longer, tiny_dataset(), tmp_path / "parts") == whole
 
 
 def test_another_seed_gives_other_bits(tmp_path):
-    first, second = (
-        bits(run_tiny(Group(), tiny_job(seed=seed), tiny_dataset(), tmp_path / f"{seed}")) for seed in (0, 1)
-    )
+    first, second = (run_bits(Group(), tiny_job(seed=seed), tiny_dataset(), tmp_path / f"{seed}") for seed in (0, 1))
     assert first != second
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from rws_ray.config import Job, make_job, unflatten
 from rws_ray.data import Dataset, Kind, make_split, write_split
-from rws_ray.training.checkpoint import open_store
+from rws_ray.training.checkpoint import STATE, TENSORS, folder_name, open_store
 from rws_ray.training.loop import Outcome, fit
 from rws_ray.training.reduction import Group
 
@@ -66,3 +67,12 @@ def bits(outcome: Outcome | None) -> tuple[bytes, ...]:
     assert outcome is not None
     weights = [tensor.numpy().tobytes() for tensor in outcome.machine.state_dict().values()]
     return (*weights, np.float64(outcome.metrics["nll"]).tobytes(), np.float64(outcome.metrics["valid_nll"]).tobytes())
+
+
+def run_bits(group: Group, job: Job, dataset: Dataset, folder: Path) -> tuple[bytes, ...]:
+    """Train to the end: the bits of the outcome, and of what the last checkpoint holds but for the time it took."""
+    outcome, store = run_tiny(group, job, dataset, folder), open_store(folder)
+    newest = folder_name(store.steps()[0])
+    progress = json.loads(store.read(f"{newest}/{STATE}"))["progress"]
+    del progress["seconds"]
+    return (*bits(outcome), store.read(f"{newest}/{TENSORS}"), json.dumps(progress).encode())
