@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -102,7 +103,7 @@ class Ledger:
     def _append(self, record: dict[str, Any]) -> None:
         is_new = not self.file.exists()
         with self.file.open("ab", buffering=0) as stream:
-            stream.write(json.dumps(record).encode() + b"\n")
+            stream.write(json.dumps(record | {"time": time.time()}).encode() + b"\n")
             os.fsync(stream.fileno())
         if is_new:
             folder = os.open(self.file.parent, os.O_RDONLY)

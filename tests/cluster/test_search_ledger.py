@@ -74,7 +74,7 @@ def test_a_line_torn_by_a_crash_is_cut_and_written_anew(ledger, cut):
     again = Ledger(ledger.file)
     assert again.trials[0].reports == {}
     assert again.report(0, report(10, 20.0))
-    assert ledger.file.read_bytes() == whole
+    assert Ledger(ledger.file).trials == again.trials
 
 
 def test_a_damaged_line_is_named(ledger):
