@@ -118,9 +118,9 @@ def test_score_takes_a_users_own_file(trained):
     folder, _, _ = trained
     cells = np.random.default_rng(0).integers(0, 2, (9, 64), dtype=np.uint8)
     write_split(folder / "own.parquet", make_split(cells, name="own", split="test", kind="binary"), "made here")
-    done = run("score", "small", "--data", "own.parquet", "--num-samples", "5", "--out", "own_scores.parquet", cwd=folder)
+    done = run("score", "small", "--data", "own.parquet", "--num-samples", "5", "--out", "own.out.parquet", cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert pq.read_table(folder / "own_scores.parquet").num_rows == 9
+    assert pq.read_table(folder / "own.out.parquet").num_rows == 9
 
 
 def test_data_of_another_width_are_refused(trained):

@@ -14,15 +14,46 @@ from rws_ray.errors import ConfigError
 
 JOBS = Path(__file__).parents[1] / "jobs"
 # DESIGN.md, section 4: these names are fixed.
-CONTRACT = """name seed data.name data.path data.binarize model.layers model.p_layer model.q_layer model.init estimator.name
-estimator.num_samples estimator.wake_mix estimator.num_dreams optim.name optim.lr optim.lr_q optim.schedule optim.epochs
-optim.batch_size optim.average optim.clip_norm optim.patience eval.num_samples eval.rows eval.every
-eval.final_num_samples scale.num_workers scale.use_gpu scale.threads_per_worker scale.precision scale.micro_shards
-scale.reduction track.experiment track.register""".split()
+CONTRACT = {
+    "name",
+    "seed",
+    "data.name",
+    "data.path",
+    "data.binarize",
+    "model.layers",
+    "model.p_layer",
+    "model.q_layer",
+    "model.init",
+    "estimator.name",
+    "estimator.num_samples",
+    "estimator.wake_mix",
+    "estimator.num_dreams",
+    "optim.name",
+    "optim.lr",
+    "optim.lr_q",
+    "optim.schedule",
+    "optim.epochs",
+    "optim.batch_size",
+    "optim.average",
+    "optim.clip_norm",
+    "optim.patience",
+    "eval.num_samples",
+    "eval.rows",
+    "eval.every",
+    "eval.final_num_samples",
+    "scale.num_workers",
+    "scale.use_gpu",
+    "scale.threads_per_worker",
+    "scale.precision",
+    "scale.micro_shards",
+    "scale.reduction",
+    "track.experiment",
+    "track.register",
+}
 
 
 def test_the_contracts_keys_are_all_there():
-    assert set(CONTRACT) <= {key.name for key in job_keys()}
+    assert {key.name for key in job_keys()} >= CONTRACT
 
 
 def test_every_key_is_documented():
@@ -141,7 +172,9 @@ WORDS = st.text(min_size=1, max_size=12).filter(lambda word: "\x00" not in word)
 
 @given(st.sampled_from([key.name for key in job_keys()]), WORDS)
 def test_any_value_is_taken_or_refused_with_a_sentence(key, value):
+    refusal = ""
     try:
         load_job(None, [f"--{key}={value}"])
     except ConfigError as error:
-        assert str(error).endswith(".")
+        refusal = str(error)
+    assert not refusal or refusal.endswith(".")
