@@ -19,6 +19,7 @@ from rws_ray.cluster.trials import run_trial, trial_resources
 from rws_ray.config import Job
 from rws_ray.errors import ConfigError, RunError
 from rws_ray.space import Space
+from rws_ray.tracking import import_mlflow
 
 MAX_FAILURES = 3  # restarts of a trial whose process died
 WATCH_SECONDS = 3.0
@@ -116,6 +117,7 @@ def _concurrency(space: Space) -> int | None:
 
 
 def _tuner(sweep: Sweep, numbers: list[int], limit: int | None, scratch: Path, verbose: bool) -> Any:
+    import_mlflow()  # Tune will, whether it is used or not, and the drain's thread may be at it
     from ray import tune
 
     trainable = tune.with_resources(

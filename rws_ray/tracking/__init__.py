@@ -27,7 +27,7 @@ from rws_ray.tracking.delivery import Delivery, Drain, deliver, delivery, unsent
 from rws_ray.tracking.fetch import fetch_model
 from rws_ray.tracking.journal import RunLog, journals
 from rws_ray.tracking.models import StoredModel, check_model_name, log_model
-from rws_ray.tracking.store import Tracking, connect, is_empty, tracking_uri
+from rws_ray.tracking.store import Tracking, connect, import_mlflow, is_empty, tracking_uri
 from rws_ray.tracking.versions import (
     Version,
     find_version,
@@ -52,6 +52,7 @@ __all__ = [
     "delivery",
     "fetch_model",
     "find_version",
+    "import_mlflow",
     "is_empty",
     "journals",
     "list_versions",

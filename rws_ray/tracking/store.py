@@ -13,6 +13,7 @@ import os
 import re
 import sqlite3
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 DATABASE_FILE = "mlflow.db"
 ARTIFACTS_FOLDER = "artifacts"
 PROBE_SECONDS = 3
+_SQL_STORE = "mlflow.store.tracking.sqlalchemy_store"
+_importing = threading.Lock()
 
 # MLflow's own patience (7 retries, 4 minutes) would hold up a command whose server is away, and a run's drain.
 ENVIRONMENT = {
@@ -109,7 +112,7 @@ def connect(home: Path) -> Tracking:
         os.environ.setdefault(name, value)
     if not debugging():
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")  # errors come as exceptions, too
-    _import_mlflow()
+    import_mlflow()
     from mlflow.tracking import MlflowClient
 
     artifacts = None
@@ -123,22 +126,25 @@ def connect(home: Path) -> Tracking:
         return Tracking(uri, MlflowClient(uri, uri), artifacts)
 
 
-def _import_mlflow() -> None:
-    """Import MLflow with Python's garbage collector held back.
+def import_mlflow() -> None:
+    """Import MLflow whole, in one thread at a time, with Python's garbage collector held back.
 
-    It would walk the thousands of new modules' objects again and again, and once more at exit: a second of 2.5.
+    Its modules import each other in circles: two threads that begin at different places (a drain, and Ray Tune, which
+    imports its MLflow integration whether it is used or not) each find the other's modules half made. The collector
+    would walk the thousands of new modules' objects again and again, and once more at exit: a second of 2.5.
     """
-    if "mlflow.tracking" in sys.modules:
-        return
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        importlib.import_module("mlflow.tracking")
-        importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
-        gc.freeze()
-    finally:
-        if was_enabled:
-            gc.enable()
+    with _importing:
+        if _SQL_STORE in sys.modules:
+            return
+        was_enabled = gc.isenabled()
+        gc.disable()
+        try:
+            importlib.import_module("mlflow.tracking")
+            importlib.import_module(_SQL_STORE)
+            gc.freeze()
+        finally:
+            if was_enabled:
+                gc.enable()
 
 
 @contextmanager
