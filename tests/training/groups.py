@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ def run_group(size: int, function: Callable[..., Any], *arguments: Any) -> list[
 
 def _member(rank: int, size: int, folder: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size)
+    rendezvous = f"file://{folder}/rendezvous"
+    # Workers that do not call the same collectives fail in place of waiting for ever.
+    dist.init_process_group("gloo", init_method=rendezvous, timeout=timedelta(seconds=90), rank=rank, world_size=size)
     try:
         torch.save(function(Group(rank, size), *arguments), Path(folder) / f"{rank}")
     finally:
