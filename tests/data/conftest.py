@@ -10,16 +10,6 @@ import pytest
 from rws_ray.data import Split, make_split, write_split
 from rws_ray.data.format import SPLITS
 
-SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
-
-
-@pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """The folder of real prepared sets beside the repository."""
-    if not SHARED.is_dir():
-        pytest.skip("the real data sets (../shared/data) are not here")
-    return SHARED.resolve()
-
 
 @pytest.fixture
 def cells() -> Callable[..., np.ndarray]:
