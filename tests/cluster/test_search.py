@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -11,7 +12,8 @@ import pytest
 from rws_ray.cluster.ledger import Ledger
 from rws_ray.cluster.search import run_sweep
 from rws_ray.cluster.sweep import prepare_sweep
-from rws_ray.config import determining, load_job
+from rws_ray.cluster.trials import run_trial
+from rws_ray.config import determining, load_job, make_job, unflatten
 from rws_ray.data import open_dataset
 from rws_ray.errors import ConfigError, RunError
 from rws_ray.space import load_space
@@ -194,6 +196,15 @@ def test_a_second_sweeps_winner_challenges_the_champion_on_the_same_rows(sweep, 
     assert find_version(tracking, "swept", "champion").uri == good["model_uri"]
     assert find_version(tracking, "swept", "previous").uri == poor["model_uri"]
     assert good["decision"]["rws.champion"] == poor["model_uri"]
+
+
+def test_a_trial_never_touches_the_test_data(tmp_path, monkeypatch):
+    heard: list[dict] = []
+    monkeypatch.setattr("ray.tune.report", heard.append)
+    job = make_job(unflatten({"name": "trial", "model.layers": [4], "optim.epochs": 2, "eval.num_samples": 3}))
+    config = {"job": job.resolved(), "folder": "", "place": str(tmp_path), "initial": None, "last": None}
+    run_trial(config, replace(open_dataset("digits"), test=None))
+    assert [each["record"]["kind"] for each in heard] == ["epoch", "epoch", "end"]
 
 
 @pytest.mark.usefixtures("ray_session")
