@@ -1,4 +1,7 @@
-"""Training on Ray's workers leaves the same bytes as training in this process, however many workers there are."""
+"""Training on Ray's workers leaves the same bytes as training in this process, however many workers there are.
+
+Starting workers takes most of the time, so all of it is `long`; test_jobs.py has one such comparison for every day.
+"""
 
 from __future__ import annotations
 
@@ -57,8 +60,9 @@ def alone(tmp_path_factory):
     return found
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("num_workers", [4, *(pytest.param(size, marks=pytest.mark.long) for size in (1, 2))])
+@pytest.mark.parametrize("num_workers", [1, 2, 4])
 def test_ray_workers_that_stream_their_rows_leave_the_bytes_of_one_process(
     num_workers, alone, streamed_digits, tmp_path
 ):

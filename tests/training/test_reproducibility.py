@@ -67,7 +67,7 @@ def alone(root, tmp_path_factory):
     return _train_variants(Group(), root, str(tmp_path_factory.mktemp("alone")), "held")
 
 
-@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.long), 4])
+@pytest.mark.parametrize("size", [*(pytest.param(size, marks=pytest.mark.long) for size in (2, 3)), 4])
 def test_any_number_of_workers_gives_the_same_bits_from_memory_or_from_disk(size, root, alone, tmp_path):
     for member in run_group(size, _train_variants, root, str(tmp_path), "streamed"):
         assert [one == other for one, other in zip(member, alone, strict=True)] == [True] * len(alone)
