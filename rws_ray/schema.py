@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings import PydanticBaseSettingsSource as Source
+
+from rws_ray.estimators import ESTIMATORS, OWN_KEYS, problems
+
+if TYPE_CHECKING:
+    EstimatorName = str
+else:
+    EstimatorName = Literal[tuple(ESTIMATORS)]
 
 DEFAULT_LR = {"adam": 1e-3, "sgd": 0.1, "natural": 2.0}
 Width = Annotated[int, Field(ge=1)]
@@ -48,8 +55,8 @@ class ModelConfig(Section):
 class EstimatorConfig(Section):
     """How gradients are estimated."""
 
-    name: Literal["rws", "wake-sleep"] = Field("rws", description="reweighted, or classic (K = 1, sleep q-update)")
-    num_samples: int = Field(5, ge=1, description="K, samples of q for each example")
+    name: EstimatorName = Field("rws", description="what is estimated and how, and the keys that it reads: see above")
+    num_samples: int = Field(5, ge=1, description="K, samples of q for each example (wake-sleep, nvil: 1)")
     raise_num_samples: list[tuple[Annotated[int, Field(ge=0)], Width]] = Field(
         [], description="schedule for K: [[epoch, K], …], from that many finished epochs on"
     )
@@ -167,21 +174,23 @@ class Job(BaseSettings):
                 optim["lr"] = rate
             if optim.get("lr_q") is None:
                 optim["lr_q"] = optim["lr"]
-        if isinstance(estimator, dict) and estimator.get("name") == "wake-sleep":
-            estimator.setdefault("num_samples", 1)
-            estimator.setdefault("wake_mix", 0.0)
+        if isinstance(estimator, dict):
+            method = ESTIMATORS.get(estimator.get("name", "rws"))
+            for key, value in ({"num_samples": method.num_samples} | dict(method.keys) if method else {}).items():
+                estimator.setdefault(key, value)
         return values
 
     @model_validator(mode="after")
     def _keys_agree(self) -> Job:
-        estimator = self.estimator
-        if estimator.name == "wake-sleep" and (
-            estimator.num_samples != 1 or estimator.wake_mix != 0 or estimator.raise_num_samples
-        ):
-            raise ValueError(
-                "estimator: wake-sleep is K = 1 with the sleep q-update alone; leave out num_samples, wake_mix and "
-                'raise_num_samples, or choose name = "rws"'
-            )
+        estimator, fields = self.estimator, EstimatorConfig.model_fields
+        found = problems(
+            estimator.name,
+            [estimator.num_samples, *(samples for _, samples in estimator.raise_num_samples)],
+            {key: getattr(estimator, key) for key in OWN_KEYS},
+            {key: fields[key].default for key in OWN_KEYS},
+        )
+        if found:
+            raise ValueError("; ".join(found))
         if self.scale.min_workers > self.scale.num_workers:
             raise ValueError(
                 f"scale: {self.scale.min_workers} workers at least are more than the {self.scale.num_workers} at most; "

@@ -21,10 +21,11 @@ class FlatLayout:
 
     Attributes:
         num_parameters: length of the parameters' part, p's first `num_p` of them.
-        length: parameters and, behind them, the layers' second moments (I + 1, I + 1) of their inputs.
+        num_summed: parameters and, behind them, `num_sums` entries of the estimator's own: what each batch sums.
+        length: and behind these, the layers' second moments (I + 1, I + 1) of their inputs.
     """
 
-    def __init__(self, machine: HelmholtzMachine):
+    def __init__(self, machine: HelmholtzMachine, num_sums: int = 0):
         self.parameters = [*_parameters(machine.p), *machine.prior.parameters(), *_parameters(machine.q)]
         self.num_parameters = sum(parameter.numel() for parameter in self.parameters)
         self.num_p = self.num_parameters - sum(parameter.numel() for parameter in _parameters(machine.q))
@@ -33,7 +34,8 @@ class FlatLayout:
         self.depth = len(machine.p)
         width = len(machine.prior.bias)
         self.prior = slice(self.num_p - width, self.num_p)
-        self.length = self.num_parameters + sum(size * size for size in self.moment_sizes)
+        self.num_summed = self.num_parameters + num_sums
+        self.length = self.num_summed + sum(size * size for size in self.moment_sizes)
 
     def flatten_parameters(self) -> Tensor:
         """The parameters in one new vector, of which they become views."""
@@ -56,14 +58,18 @@ class FlatLayout:
         """The parts of p and of q in a vector."""
         return vector[: self.num_p], vector[self.num_p : self.num_parameters]
 
+    def own_sums(self, vector: Tensor) -> Tensor:
+        """The estimator's own entries in a vector."""
+        return vector[self.num_parameters : self.num_summed]
+
     def squares(self, moments: Tensor) -> list[Tensor]:
         """The moments' part of a vector as one (I + 1, I + 1) matrix a sigmoid layer, p's first."""
         pieces = moments.split([size * size for size in self.moment_sizes])
         return [piece.view(size, size) for piece, size in zip(pieces, self.moment_sizes, strict=True)]
 
     def input_moments(self, vector: Tensor) -> InputMoments:
-        """The moments behind the parameters in a vector of full length, by network."""
-        squares = self.squares(vector[self.num_parameters :])
+        """The moments in a vector of full length, by network."""
+        squares = self.squares(vector[self.num_summed :])
         return InputMoments(p=squares[: self.depth], q=squares[self.depth :])
 
     def matrices(self, vector: Tensor) -> list[Tensor]:

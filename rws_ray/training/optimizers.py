@@ -79,7 +79,7 @@ class Natural(Momentum):
     def __init__(self, layout: FlatLayout, theta: Tensor, damping: float):
         super().__init__(layout, theta)
         self.damping = damping
-        size = layout.length - layout.num_parameters
+        size = layout.length - layout.num_summed
         self.state |= {"moments": theta.new_zeros(size), "preconditioner": theta.new_zeros(size)}
 
     def wants_moments(self, step: int) -> bool:

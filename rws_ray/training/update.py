@@ -5,16 +5,18 @@ Everything random in an update is keyed by (seed, purpose, step, micro-shard): s
 
 from __future__ import annotations
 
+import functools
 import hashlib
 
 import torch
 from torch import Tensor
 
 from rws_ray.config import Job
-from rws_ray.core.estimators import Estimator, add_rws_gradients
+from rws_ray.core.estimators import Estimator
 from rws_ray.core.machine import HelmholtzMachine
 from rws_ray.core.streams import Stream, generator
 from rws_ray.errors import RunError
+from rws_ray.estimators import ESTIMATORS, load
 from rws_ray.training.batches import Epochs, Examples
 from rws_ray.training.flat import FlatLayout
 from rws_ray.training.optimizers import Adam, Momentum, Natural, Optimizer, Rates, scheduled
@@ -50,7 +52,12 @@ class Updater:
     def __init__(self, job: Job, machine: HelmholtzMachine, examples: Examples, group: Group):
         self.job, self.machine, self.examples, self.group = job, machine, examples, group
         self.epochs = Epochs(examples.num_rows, job.optim.batch_size, job.seed)
-        self.layout = FlatLayout(machine)
+        method = ESTIMATORS[job.estimator.name]
+        self.add_gradients = load(method.gradients)
+        self.memory = load(method.memory)(machine, job.seed) if method.memory else None
+        if self.memory is not None:
+            self.add_gradients = functools.partial(self.add_gradients, memory=self.memory)
+        self.layout = FlatLayout(machine, self.memory.num_sums if self.memory else 0)
         self.theta = self.layout.flatten_parameters()
         self.average = self.theta.clone() if job.optim.average else self.theta
         self.optimizer = make_optimizer(job, self.layout, self.theta)
@@ -72,14 +79,16 @@ class Updater:
             for shard in self.group.shards(len(upcoming)):
                 self.examples.prefetch(upcoming[shard])
         with_moments = self.optimizer.wants_moments(step)
-        length = self.layout.length if with_moments else self.layout.num_parameters
+        length = self.layout.length if with_moments else self.layout.num_summed
         total = self.reduce(lambda shard, vector: self._add_shard(step, shard, shards[shard], vector), length)
         total.div_(len(rows))
         gradient = total[: self.layout.num_parameters]
         self._check_and_clip(gradient, step)
         if isinstance(self.optimizer, Natural) and with_moments:
-            self.optimizer.add_moments(total[self.layout.num_parameters :], step)
+            self.optimizer.add_moments(total[self.layout.num_summed :], step)
         self.optimizer.update(self.theta, gradient, self._rates(step), step)
+        if self.memory is not None:
+            self.memory.update(self.layout.own_sums(total), step)
         if self.job.optim.average:
             # Early on the average spans a tenth of the steps so far, so that it forgets where it started.
             decay = min(self.job.optim.average, (1 + step) / (10 + step))
@@ -93,14 +102,16 @@ class Updater:
             generator(job.seed, purpose, step, shard, device=device) for purpose in ("wake", "sleep", "binarize")
         )
         self.layout.bind_gradients(vector)
-        has_moments = len(vector) > self.layout.num_parameters
+        has_moments = len(vector) > self.layout.num_summed
+        if self.memory is not None:
+            self.memory.bind(self.layout.own_sums(vector))
         estimator = Estimator(
             training_num_samples(job, step // self.epochs.steps),
             job.estimator.wake_mix,
             job.estimator.num_dreams,
             job.estimator.control_variate,
         )
-        info = add_rws_gradients(
+        info = self.add_gradients(
             self.machine,
             self.examples.take(rows, pixels),
             estimator,
@@ -149,6 +160,8 @@ class Updater:
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint must hold of it."""
         state = {f"optimizer.{name}": value for name, value in self.optimizer.state.items()}
+        if self.memory is not None:
+            state |= {f"memory.{name}": value for name, value in self.memory.state.items()}
         averaged = {"average": self.average} if self.job.optim.average else {}
         return {"theta": self.theta, "norms": self.norms, "sums": self.group.sum_disjoint(self.sums.clone())} | (
             state | averaged

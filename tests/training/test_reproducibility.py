@@ -35,6 +35,11 @@ VARIANTS = [(varied(optimizer), kind) for optimizer in OPTIMIZERS for kind in ("
     # Batches that leave micro-shards of unequal sizes, and some empty in the last batch.
     ({"optim__batch_size": 9, "scale__micro_shards": 4}, "binary"),
     ({"optim__batch_size": 12, "scale__micro_shards": 7}, "binary"),
+    # NVIL's baselines, their optimiser and the running mean and variance of its signals; under input moments too.
+    ({"estimator__name": "nvil", "optim__batch_size": 9, "optim__name": "adam"}, "binary"),
+    ({"estimator__name": "nvil", "optim__name": "natural"}, "gray8"),
+    ({"estimator__name": "vimco", "optim__name": "natural"}, "binary"),
+    ({"estimator__name": "bihm", "optim__name": "sgd"}, "binary"),
 ]
 
 
@@ -85,6 +90,14 @@ def test_a_stop_at_any_step_leaves_no_trace(optimizer, stop, tmp_path, monkeypat
     job = tiny_job(**varied(optimizer), scale__checkpoint_steps=1)
     whole = run_bits(Group(), job, tiny_dataset(), tmp_path / "whole")
     assert run_tiny(Group(), job, tiny_dataset(), tmp_path / "parts", stop_after=stop) is None or stop == STEPS
+    assert run_bits(Group(), job, tiny_dataset(), tmp_path / "parts") == whole
+
+
+@pytest.mark.parametrize("stop", range(1, STEPS + 1, 3))
+def test_a_stop_leaves_no_trace_in_what_nvil_remembers(stop, tmp_path):
+    job = tiny_job(estimator__name="nvil", optim__name="adam", scale__checkpoint_steps=1)
+    whole = run_bits(Group(), job, tiny_dataset(), tmp_path / "whole")
+    run_tiny(Group(), job, tiny_dataset(), tmp_path / "parts", stop_after=stop)
     assert run_bits(Group(), job, tiny_dataset(), tmp_path / "parts") == whole
 
 

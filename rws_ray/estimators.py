@@ -1,0 +1,119 @@
+"""The table of estimators: what `estimator.name` may be, what each reads and needs, and where its mathematics lives.
+
+This is the one place that names them. A job is checked against it before torch is loaded; training, evaluation and the
+documents read the same rows. Another estimator is a file in core/estimators and a row here (docs/extending.md).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+OWN_KEYS = ("wake_mix", "num_dreams", "control_variate")  # of the job's estimator table; only some estimators read them
+
+
+class Method(NamedTuple):
+    """A row: one estimator.
+
+    Attributes:
+        gradients: `file:function` in core/estimators, with the arguments of add_rws_gradients.
+        summary: what it is, in a few words.
+        source: the paper.
+        bound: what its training bound is, in the figures and the progress line.
+        num_samples: K where the job names none.
+        fewest, most: K that it takes.
+        why: what to know where K is refused.
+        reads: which of OWN_KEYS it reads.
+        keys: values of OWN_KEYS that differ from the job's defaults.
+        memory: `file:class` of what it remembers of earlier batches; empty where it remembers nothing.
+        power: of the weights in the model that it fits: 1 fits p; ½ fits p* ∝ √(p q), whose log Z is estimated.
+    """
+
+    gradients: str
+    summary: str
+    source: str
+    bound: str
+    num_samples: int = 5
+    fewest: int = 1
+    most: int | None = None
+    why: str = ""
+    reads: tuple[str, ...] = ()
+    keys: Mapping[str, Any] = {}
+    memory: str = ""
+    power: float = 1.0
+
+
+ESTIMATORS: dict[str, Method] = {
+    "rws": Method(
+        gradients="rws:add_rws_gradients",
+        summary="Reweighted Wake-Sleep; `wake_mix` mixes its two q-updates",
+        source="Bornschein & Bengio 2015",
+        bound="multi-sample bound",
+        reads=OWN_KEYS,
+    ),
+    "wake-sleep": Method(
+        gradients="wake_sleep:add_wake_sleep_gradients",
+        summary="classic wake-sleep: K = 1, the sleep q-update alone",
+        source="Hinton, Dayan, Frey & Neal 1995",
+        bound="ELBO",
+        num_samples=1,
+        most=1,
+        why="for more samples choose rws",
+        reads=("num_dreams",),
+        keys={"wake_mix": 0.0},
+    ),
+    "nvil": Method(
+        gradients="nvil:add_nvil_gradients",
+        summary="score function of the ELBO, centred by baseline networks and running means, variance normalised",
+        source="Mnih & Gregor 2014",
+        bound="ELBO",
+        num_samples=1,
+        memory="nvil:Baselines",
+    ),
+    "vimco": Method(
+        gradients="vimco:add_vimco_gradients",
+        summary="score function of the multi-sample bound with leave-one-out control variates",
+        source="Mnih & Rezende 2016",
+        bound="multi-sample bound",
+        fewest=2,
+        why="its control variate leaves one sample out; for K = 1 choose nvil",
+    ),
+    "bihm": Method(
+        gradients="bihm:add_bihm_gradients",
+        summary="bidirectional Helmholtz machine: weights (p/q)^½, fits p* ∝ √(p q)",
+        source="Bornschein et al. 2016",
+        bound="bound on p*, log Z left out",
+        fewest=2,
+        why="the only weight of an example is always 1, so q would learn nothing; for K = 1 choose wake-sleep or nvil",
+        reads=("control_variate",),
+        power=0.5,
+    ),
+}
+
+
+def load(reference: str) -> Any:
+    """What a row's `file:name` refers to; loads torch."""
+    file, name = reference.split(":")
+    return getattr(importlib.import_module(f"rws_ray.core.estimators.{file}"), name)
+
+
+def problems(name: str, num_samples: list[int], keys: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
+    """Sentences on what does not go together in a job's estimator table.
+
+    Args:
+        name: of the estimator.
+        num_samples: every K of the run.
+        keys: values of OWN_KEYS.
+        defaults: theirs in the job.
+    """
+    method, found = ESTIMATORS[name], []
+    for count in num_samples:
+        if count < method.fewest or (method.most is not None and count > method.most):
+            needs = f"is K = {method.most}" if method.fewest == method.most else f"needs K ≥ {method.fewest}"
+            found.append(f"estimator.num_samples: {name} {needs}, not {count}: {method.why}")
+    for key in OWN_KEYS:
+        if key not in method.reads and keys[key] != method.keys.get(key, defaults[key]):
+            readers = [other for other, row in ESTIMATORS.items() if key in row.reads]
+            found.append(f"estimator.{key}: {name} does not read it; leave it out, or choose {' or '.join(readers)}")
+    return found
