@@ -1,23 +1,26 @@
 """The table of estimators: what `estimator.name` may be, what each reads and needs, and where its mathematics lives.
 
 This is the one place that names them. A job is checked against it before torch is loaded; training, evaluation and the
-documents read the same rows. Another estimator is a file in core/estimators and a row here (docs/extending.md).
+documents read the same rows. Another estimator is a function and a row here (docs/extending.md).
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 OWN_KEYS = ("wake_mix", "num_dreams", "control_variate")  # of the job's estimator table; only some estimators read them
+
+
+Reference = str | Callable[..., Any]
 
 
 class Method(NamedTuple):
     """A row: one estimator.
 
     Attributes:
-        gradients: `file:function` in core/estimators, with the arguments of add_rws_gradients.
+        gradients: a function with the arguments of add_rws_gradients, or its `file:name` in core/estimators.
         summary: what it is, in a few words.
         source: the paper.
         bound: what its training bound is, in the figures and the progress line.
@@ -26,11 +29,12 @@ class Method(NamedTuple):
         why: what to know where K is refused.
         reads: which of OWN_KEYS it reads.
         keys: values of OWN_KEYS that differ from the job's defaults.
-        memory: `file:class` of what it remembers of earlier batches; empty where it remembers nothing.
+        memory: the class (or its `file:name`) of what it remembers of earlier batches, such as nvil's Baselines; None
+            where it remembers nothing.
         power: of the weights in the model that it fits: 1 fits p; ½ fits p* ∝ √(p q), whose log Z is estimated.
     """
 
-    gradients: str
+    gradients: Reference
     summary: str
     source: str
     bound: str
@@ -40,7 +44,7 @@ class Method(NamedTuple):
     why: str = ""
     reads: tuple[str, ...] = ()
     keys: Mapping[str, Any] = {}
-    memory: str = ""
+    memory: Reference | None = None
     power: float = 1.0
 
 
@@ -92,10 +96,13 @@ ESTIMATORS: dict[str, Method] = {
 }
 
 
-def load(reference: str) -> Any:
-    """What a row's `file:name` refers to; loads torch."""
+def load(reference: Reference) -> Callable[..., Any]:
+    """What a row refers to; a `file:name` loads torch."""
+    if not isinstance(reference, str):
+        return reference
     file, name = reference.split(":")
-    return getattr(importlib.import_module(f"rws_ray.core.estimators.{file}"), name)
+    found: Callable[..., Any] = getattr(importlib.import_module(f"rws_ray.core.estimators.{file}"), name)
+    return found
 
 
 def problems(name: str, num_samples: list[int], keys: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:

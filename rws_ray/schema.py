@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings import PydanticBaseSettingsSource as Source
 
 from rws_ray.estimators import ESTIMATORS, OWN_KEYS, problems
-
-if TYPE_CHECKING:
-    EstimatorName = str
-else:
-    EstimatorName = Literal[tuple(ESTIMATORS)]
 
 DEFAULT_LR = {"adam": 1e-3, "sgd": 0.1, "natural": 2.0}
 Width = Annotated[int, Field(ge=1)]
@@ -55,7 +50,7 @@ class ModelConfig(Section):
 class EstimatorConfig(Section):
     """How gradients are estimated."""
 
-    name: EstimatorName = Field("rws", description="what is estimated and how, and the keys that it reads: see above")
+    name: str = Field("rws", description="one of " + ", ".join(ESTIMATORS))
     num_samples: int = Field(5, ge=1, description="K, samples of q for each example (wake-sleep, nvil: 1)")
     raise_num_samples: list[tuple[Annotated[int, Field(ge=0)], Width]] = Field(
         [], description="schedule for K: [[epoch, K], …], from that many finished epochs on"
@@ -63,6 +58,13 @@ class EstimatorConfig(Section):
     wake_mix: float = Field(0.5, ge=0, le=1, description="q-gradient: 0 sleep only … 1 wake only")
     num_dreams: int = Field(1, ge=1, description="dreams for each example of the sleep q-update")
     control_variate: bool = Field(False, description="subtract 1/K from the weights of the wake q-update")
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_known(cls, name: str) -> str:
+        if name not in ESTIMATORS:
+            raise ValueError(f"there is no such estimator; there is {', '.join(ESTIMATORS)}")
+        return name
 
 
 class OptimConfig(Section):
@@ -76,6 +78,9 @@ class OptimConfig(Section):
     schedule: Literal["constant", "cosine", "step"] = Field("constant", description="of both learning rates")
     step_epochs: int = Field(50, ge=1, description="schedule step: divide the rates by 10 every so many epochs")
     epochs: int = Field(20, ge=1, description="passes over the training set")
+    max_seconds: float = Field(
+        0.0, ge=0, description="stop after so many seconds of updates, whatever optim.epochs says; 0: off"
+    )
     batch_size: int = Field(100, ge=1, description="examples in one update, over all workers")
     average: float = Field(0.999, ge=0, lt=1, description="decay of the running average of the weights; 0: off")
     clip_norm: float = Field(0.0, ge=0, description="largest norm of the gradients of p and of q; 0: off")
@@ -122,6 +127,9 @@ class SearchConfig(Section):
     algorithm: Literal["random", "grid", "tpe"] = Field("random", description="what proposes a trial's values")
     scheduler: Literal["asha", "median", "none"] = Field("asha", description="what stops trials early")
     max_concurrent: int = Field(0, ge=0, description="trials at a time; 0: as many as the cluster holds")
+    test: Literal["winner", "all"] = Field(
+        "winner", description="test the winner alone, or every finished trial, to compare what cannot be tuned away"
+    )
 
 
 RESERVED_NAMES = ("artifacts",)  # MLflow's, in the working folder

@@ -135,13 +135,15 @@ def leaderboard_so_far(space: Space) -> str:
 
 def report(space: Space, data: str, result: dict[str, Any]) -> str:
     """What a sweep ends by printing."""
-    from rws_ray.cluster import leaderboard
+    from rws_ray.cluster import comparison, leaderboard
 
+    compared = ["", "on the test data", comparison.text(result["comparison"])] if result["comparison"] else []
     decision = (result["decision"] or {}).get("rws.decision", "")
     model = shlex.quote(result["model_uri"])
     lines = [
         "",
         leaderboard.text(space, result["leaderboard"]),
+        *compared,
         "",
         f"winner        trial {result['trial']}",
         f"test NLL      {nll_text(result['nll'], result['nll_stderr'], result['num_samples'])}",

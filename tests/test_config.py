@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from rws_ray.config import Job, determining, fingerprint, flatten_job, home, job_keys, load_job, make_job, unflatten
 from rws_ray.errors import ConfigError
+from rws_ray.estimators import ESTIMATORS
 
 JOBS = Path(__file__).parents[1] / "jobs"
 # DESIGN.md, section 4: these names are fixed.
@@ -89,6 +90,14 @@ def test_file_beats_default_and_command_line_beats_file(tmp_path):
         (["--scale.num_workers", "9"], "set scale.micro_shards"),
         (["--optim.batch_size", "2"], "optim.batch_size"),
         (["--estimator.name", "wake-sleep", "--estimator.num_samples", "5"], "wake-sleep is K = 1"),
+        (["--estimator.name", "wake-sleep", "--estimator.wake_mix", "0.5"], "wake-sleep does not read it"),
+        (["--estimator.name", "wake-sleep", "--estimator.raise_num_samples", "[[2,5]]"], "wake-sleep is K = 1, not 5"),
+        (["--estimator.name", "wake"], "there is no such estimator; there is rws, wake-sleep, nvil"),
+        (["--estimator.name", "vimco", "--estimator.num_samples", "1"], "vimco needs K ≥ 2, not 1"),
+        (["--estimator.name", "vimco", "--estimator.wake_mix", "1"], "leave it out, or choose rws"),
+        (["--estimator.name", "nvil", "--estimator.num_dreams", "2"], "choose rws or wake-sleep"),
+        (["--estimator.name", "bihm", "--estimator.num_samples", "1"], "q would learn nothing"),
+        (["--estimator.name", "bihm", "--estimator.wake_mix", "0.1"], "bihm does not read it"),
         (["--data.binarize", "sometimes"], "data.binarize"),
     ],
 )
@@ -133,6 +142,13 @@ def test_learning_rates_follow_the_optimizer():
 def test_classic_wake_sleep_needs_its_name_alone():
     estimator = load_job(None, ["--estimator.name", "wake-sleep"]).job.estimator
     assert (estimator.num_samples, estimator.wake_mix) == (1, 0.0)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_every_estimator_needs_its_name_alone_and_its_resolved_job_is_the_same(name):
+    job = load_job(None, ["--estimator.name", name]).job
+    assert job.estimator.num_samples == ESTIMATORS[name].num_samples
+    assert make_job(job.resolved()) == job
 
 
 def test_a_resolved_job_is_the_same_job():

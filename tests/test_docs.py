@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from rws_ray.config import job_keys
+from rws_ray.estimators import ESTIMATORS
 
 ROOT = Path(__file__).parents[1]
 
@@ -14,6 +15,15 @@ def test_docs_list_every_key_as_it_is():
     text = (ROOT / "docs" / "jobs.md").read_text()
     rows = [
         f"| `{key.name}` | {key.kind.replace(' | ', ', ')} | `{key.default}` | {key.meaning} |" for key in job_keys()
+    ]
+    assert [row for row in rows if row not in text] == []
+
+
+def test_docs_list_every_estimator_as_the_table_has_it():
+    text = (ROOT / "docs" / "jobs.md").read_text()
+    rows = [
+        f"| `{name}` | {method.summary} | {method.source} | {method.bound} | {method.num_samples} |"
+        for name, method in ESTIMATORS.items()
     ]
     assert [row for row in rows if row not in text] == []
 

@@ -31,7 +31,14 @@ def draws(space):
 
 
 def test_the_spaces_that_come_along_are_those_promised():
-    assert [file.stem for file in SPACES] == ["binarized_mnist", "depth", "digits", "num_samples", "wake_mix"]
+    assert [file.stem for file in SPACES] == [
+        "binarized_mnist",
+        "depth",
+        "digits",
+        "estimators",
+        "num_samples",
+        "wake_mix",
+    ]
 
 
 @pytest.mark.parametrize("file", SPACES, ids=lambda file: file.stem)
@@ -45,6 +52,12 @@ def test_the_digits_space_searches_architecture_samples_mix_and_rates():
     space = load_space(str(SPACES[2]), [])
     searched = {key if not key.startswith("model.layers") else "model.layers" for key in space.domains}
     assert searched == {"model.layers", "estimator.num_samples", "estimator.wake_mix", "optim.lr", "optim.lr_q"}
+
+
+def test_an_estimator_that_does_not_go_with_another_key_is_refused_before_anything_starts(space_of):
+    with pytest.raises(ConfigError, match=r"vimco needs K ≥ 2, not 1.*choose nvil"):
+        space_of('[estimator]\nname = { grid = ["rws", "vimco"] }\nnum_samples = { grid = [1, 5] }\n')
+    space_of('[estimator]\nname = { grid = ["rws", "vimco"] }\nnum_samples = { grid = [2, 5] }\n')
 
 
 def test_a_trials_values_depend_on_space_seed_and_number_alone(space_of):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from rws_ray.cluster import leaderboard
+from rws_ray.cluster import comparison, leaderboard
 from rws_ray.cluster.jobs import draw_figures, model_tags, numbers, write_model
 from rws_ray.cluster.ledger import Ledger
 from rws_ray.cluster.promotion import FINALISTS, Finalist, best_machine, decide, winner_metrics
@@ -42,7 +42,8 @@ def run_sweep(prepared: PreparedSweep, show: Show, restart: bool = False, verbos
 
     Returns:
         The winner: `nll`, `nll_stderr`, `num_samples`, `seconds`, `examples_per_second`, `model_uri`, `job` (its job
-        file), `trial`; and `run_id` of the sweep, `leaderboard` (rows, best first), `decision`, …
+        file), `trial`; and `run_id` of the sweep, `leaderboard` (rows, best first), `comparison` (rows of the finished
+        trials on the test data, where search.test = "all"), `decision`, …
 
     Raises:
         RwsError: no trial succeeded, or some did not end.
@@ -75,8 +76,11 @@ def _run(sweep: Sweep, folder: RunFolder, verbose: bool) -> dict[str, Any]:
             winner = min(finalists, key=lambda finalist: finalist.nll)
             sweep.show(sweep.ledger, f"testing the winner, trial {winner.trial.number}")
             metrics = winner_metrics(winner, sweep.dataset, sweep.job(winner.trial).eval.final_num_samples)
+            compared = comparison.tested(sweep) if sweep.space.search.test == "all" else []
         job = sweep.space.job(winner.trial.values, f"{sweep.space.name[:BEST]}-best")
         found = _write_report(sweep, folder, finals)
+        if compared:
+            comparison.write(folder.path / REPORT, compared, sweep.ledger)
         leaderboard.write_job(folder.path / REPORT / JOB_FILE, job)
         write_model(folder.model, winner.machine, job.resolved(), metrics)
         draw_figures(folder, Outcome(winner.machine, metrics), sweep.dataset)
@@ -96,6 +100,7 @@ def _run(sweep: Sweep, folder: RunFolder, verbose: bool) -> dict[str, Any]:
         "job": str(folder.path / REPORT / JOB_FILE),
         "folder": str(folder.path),
         "leaderboard": found,
+        "comparison": compared,
         "decision": None,
     }
     folder.write_result(result)

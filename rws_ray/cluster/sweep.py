@@ -165,8 +165,10 @@ class Sweep:
             log.end(STATUS[trial.state])
 
     def _may_go_on(self, trial: Trial) -> bool:
-        """Whether a finished trial has epochs left, since there are more now, and patience."""
+        """Whether a finished trial has epochs left, since there are more now, and time and patience."""
         job, reports = self.job(trial), list(trial.reports.values())
         if trial.last is None or trial.best is None or trial.last["epoch"] >= job.optim.epochs:
+            return False
+        if 0 < job.optim.max_seconds <= trial.last["seconds"]:
             return False
         return not 0 < job.optim.patience <= len(reports) - 1 - reports.index(trial.best)

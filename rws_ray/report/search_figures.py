@@ -52,7 +52,7 @@ def parallel_coordinates(
     """
     all_axes = [*axes, Axis("validation NLL", list(nll))]
     with style.look():
-        figure, plot = _chart("Trials of the search", 8)
+        figure, plot = chart("Trials of the search", 8)
         for index in reversed(range(len(nll))):
             heights = [_heights(axis)[index] for axis in all_axes]
             is_strong = index < _STRONGEST
@@ -70,7 +70,7 @@ def parallel_coordinates(
         plot.set_xlim(-0.3, len(all_axes) - 0.3)
         plot.spines[["left", "bottom"]].set_visible(False)
         plot.grid(visible=False)
-        _caption(
+        caption(
             figure,
             f"{_trials(len(nll))}, the best {min(_STRONGEST, len(nll))} dark; dotted: stopped early. NLL in nats per "
             f"example, K = {count(num_samples)}.",
@@ -102,7 +102,7 @@ def nll_over_key(
     """
     shown = [index for index, value in enumerate(axis.values) if value is not None and np.isfinite(nll[index])]
     with style.look():
-        figure, plot = _chart(f"NLL against {axis.key}", 0)
+        figure, plot = chart(f"NLL against {axis.key}", 0)
         is_number = all(isinstance(axis.values[index], int | float) for index in shown)
         options = sorted({_text(axis.values[index]) for index in shown})
         for is_whole, fill, label in ((True, style.ACCENT, "all epochs"), (False, "white", "stopped early")):
@@ -121,7 +121,7 @@ def nll_over_key(
         plot.set_xlabel(axis.key)
         plot.set_ylabel("validation NLL (nats per example)")
         plot.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), borderaxespad=0.2, ncols=2)
-        _caption(figure, f"{_trials(len(shown))}, best of their epochs, K = {count(num_samples)}; bars: ± 2 s.e.")
+        caption(figure, f"{_trials(len(shown))}, best of their epochs, K = {count(num_samples)}; bars: ± 2 s.e.")
         rows = [[_text(axis.values[i]), repr(float(nll[i])), repr(float(stderr[i])), is_finished[i]] for i in shown]
         return style.save(figure, path, ["value", "nll", "stderr", "is_finished"], rows)
 
@@ -139,31 +139,33 @@ def key_importance(keys: Sequence[str], shares: npt.ArrayLike, num_trials: int, 
     values = np.asarray(shares, dtype=float)
     order = np.argsort(values, kind="stable")
     with style.look():
-        figure, plot = _chart("Importance of each key", 0)
+        figure, plot = chart("Importance of each key", 0)
         plot.barh(range(len(order)), values[order], color=style.ACCENT, height=0.6)
         plot.set_yticks(range(len(order)), [keys[index] for index in order])
         plot.grid(visible=False, axis="y")
         plot.set_xlabel("share of what a random forest learns of the NLL (permutation importance)")
-        _caption(figure, f"{_trials(num_trials)}, compared at epoch {epoch:g}, the last that all of them reached.")
+        caption(figure, f"{_trials(num_trials)}, compared at epoch {epoch:g}, the last that all of them reached.")
         rows = [[keys[index], repr(float(values[index]))] for index in order[::-1]]
         return style.save(figure, path, ["key", "importance"], rows)
 
 
-def _chart(title: str, head: int) -> tuple[Figure, Axes]:
+def chart(title: str, head: int) -> tuple[Figure, Axes]:
+    """A figure with room for a title, a caption, and `head` pixels above its axes."""
     figure, total = style.blank_figure(style.WIDTH, _HEIGHT, title)
     edge = style.MARGIN / 2
-    caption = style.MARGIN + 24
+    foot = style.MARGIN + 24
     room = (
         edge / style.WIDTH,
-        caption / total,
+        foot / total,
         1 - 2 * edge / style.WIDTH,
-        (_HEIGHT - caption - head) / total,
+        (_HEIGHT - foot - head) / total,
     )
     figure.set_layout_engine("constrained", rect=room)
     return figure, figure.add_subplot()
 
 
-def _caption(figure: Figure, text: str) -> None:
+def caption(figure: Figure, text: str) -> None:
+    """Write the caption below the axes."""
     height = figure.get_figheight() * figure.dpi
     figure.text(style.MARGIN / style.WIDTH, style.MARGIN / height, text, size=10.5, color=style.INK, va="bottom")
 

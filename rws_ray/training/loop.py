@@ -33,6 +33,7 @@ from rws_ray.training.reduction import Group
 from rws_ray.training.update import Updater, training_num_samples
 
 MAX_FAILED_WRITES = 3  # of checkpoints, in a row
+CLOCK_STEPS = 10  # between looks at the clock, where optim.max_seconds ends the run
 ESTIMATE_SEED = 0  # the same random numbers for every model that is compared, whatever seed trained it
 Report = Callable[[dict[str, Any]], None]
 
@@ -56,9 +57,12 @@ class Progress:
     seconds: float = 0.0  # spent in updates, over all attempts
 
     def is_finished(self, job: Job, steps_per_epoch: int) -> bool:
-        """Whether all epochs are done, or patience has run out."""
-        patience = job.optim.patience
-        return self.step >= job.optim.epochs * steps_per_epoch or 0 < patience <= self.stale
+        """Whether all epochs are done, or patience or time has run out."""
+        return self.is_at_end(job, steps_per_epoch) or 0 < job.optim.patience <= self.stale
+
+    def is_at_end(self, job: Job, steps_per_epoch: int) -> bool:
+        """Whether all epochs are done, or time has run out: the run ends here, with a report."""
+        return self.step >= job.optim.epochs * steps_per_epoch or 0 < job.optim.max_seconds <= self.seconds
 
 
 class Fitter:
@@ -99,7 +103,7 @@ class Fitter:
 
     def _can_go_on(self, found: Checkpoint) -> bool:
         """Not from the end of fewer epochs, if a report was made there that a longer run does not make."""
-        is_end = found.step == self.job.optim.epochs * self.updater.epochs.steps
+        is_end = Progress(**found.state["progress"]).is_at_end(self.job, self.updater.epochs.steps)
         return is_end or bool(found.state["is_scheduled"])
 
     def save(self, is_scheduled: bool = True) -> None:
@@ -133,24 +137,42 @@ class Fitter:
 
     def train(self, stop_after: int | None = None) -> bool:
         """Take updates until the run is finished (True) or, for tests and pre-emption, `stop_after` is reached."""
-        progress, steps = self.progress, self.updater.epochs.steps
-        end, every = self.job.optim.epochs * steps, self.job.eval.every * steps
-        started = time.perf_counter()
-        while not progress.is_finished(self.job, steps):
+        job, progress, steps = self.job, self.progress, self.updater.epochs.steps
+        every, started = job.eval.every * steps, time.perf_counter()
+        self._share_time()
+        while not progress.is_finished(job, steps):
             if progress.step == stop_after:
                 return False
-            with factors(self.job.scale.precision):
+            with factors(job.scale.precision):
                 self.updater.step(progress.step)
             progress.step += 1
             is_scheduled = progress.step % every == 0
-            at_report = is_scheduled or progress.step == end
-            if at_report or (self.job.scale.checkpoint_steps and progress.step % self.job.scale.checkpoint_steps == 0):
-                progress.seconds += time.perf_counter() - started
+            at_checkpoint = job.scale.checkpoint_steps and progress.step % job.scale.checkpoint_steps == 0
+            at_clock = job.optim.max_seconds and progress.step % CLOCK_STEPS == 0
+            if is_scheduled or at_checkpoint or at_clock or progress.is_at_end(job, steps):
+                started = self._count(started)
+            at_report = is_scheduled or progress.is_at_end(job, steps)
+            if at_report or at_checkpoint:
                 if at_report:
                     self._report_epoch()
                 self.save(is_scheduled or not at_report)
                 started = time.perf_counter()
         return True
+
+    def _count(self, started: float) -> float:
+        """Add the time since `started` to the run's seconds and start anew; under a limit all workers have rank 0's."""
+        now = time.perf_counter()
+        self.progress.seconds += now - started
+        if self.job.optim.max_seconds:
+            seconds = torch.zeros(1, dtype=torch.float64, device=self.group.device)
+            seconds += self.progress.seconds if self.group.rank == 0 else 0.0
+            self.progress.seconds = float(self.group.sum_disjoint(seconds))
+        self._share_time()
+        return now
+
+    def _share_time(self) -> None:
+        limit = self.job.optim.max_seconds
+        self.updater.time_share = self.progress.seconds / limit if limit else 0.0
 
     def _report_epoch(self) -> None:
         job, progress, steps = self.job, self.progress, self.updater.epochs.steps
@@ -285,6 +307,7 @@ def fit(
     fitter = Fitter(job, dataset, group, store, report, initial)
     fitter.resume()
     epoch = fitter.progress.step / fitter.updater.epochs.steps
-    fitter.report({"kind": "start", "epoch": epoch, "num_workers": group.size})
+    seconds = fitter.progress.seconds
+    fitter.report({"kind": "start", "epoch": epoch, "seconds": seconds, "num_workers": group.size})
     is_finished = fitter.train(stop_after)
     return fitter.finish() if is_finished and with_test else None

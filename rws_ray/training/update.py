@@ -47,6 +47,7 @@ class Updater:
         theta, average: the parameters and their running average (the same vector where averaging is off).
         sums: (S, 4) float64, sums over this worker's micro-shards since the last report, in the order of SUMS.
         norms: sums of the gradient norms of p and q since the last report.
+        time_share: of optim.max_seconds that is spent, the same on every worker; 0 where there is no such limit.
     """
 
     def __init__(self, job: Job, machine: HelmholtzMachine, examples: Examples, group: Group):
@@ -65,6 +66,7 @@ class Updater:
         self.reduce = summing(group, job.scale.micro_shards, self.layout.length)
         self.sums = torch.zeros(job.scale.micro_shards, len(SUMS), dtype=torch.float64, device=group.device)
         self.norms = torch.zeros(2, dtype=torch.float64, device=group.device)
+        self.time_share = 0.0
 
     def step(self, step: int) -> None:
         """Take one update, `step` counting from 0 over the whole run.
@@ -136,6 +138,8 @@ class Updater:
 
     def _rates(self, step: int) -> Rates:
         optim, epoch = self.job.optim, step / self.epochs.steps
+        if optim.schedule == "cosine":  # laid out over the epochs, or over the time where that ends first
+            epoch = max(epoch, self.time_share * optim.epochs)
         rates = (self.job.lr, self.job.lr_q)
         return Rates(*(scheduled(rate, optim.schedule, epoch, optim.epochs, optim.step_epochs) for rate in rates))
 

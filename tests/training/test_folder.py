@@ -40,6 +40,7 @@ FREE = {
     "search.algorithm": "tpe",
     "search.scheduler": "none",
     "search.max_concurrent": 2,
+    "search.test": "all",
 }
 DETERMINING = {
     "seed": 1,
@@ -58,6 +59,7 @@ DETERMINING = {
     "optim.lr_q": 0.5,
     "optim.schedule": "step",
     "optim.step_epochs": 3,
+    "optim.max_seconds": 60.0,
     "optim.batch_size": 11,
     "optim.average": 0.5,
     "optim.clip_norm": 1.0,
