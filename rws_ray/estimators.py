@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 OWN_KEYS = ("wake_mix", "num_dreams", "control_variate")  # of the job's estimator table; only some estimators read them
 
@@ -31,7 +31,7 @@ class Method(NamedTuple):
         keys: values of OWN_KEYS that differ from the job's defaults.
         memory: the class (or its `file:name`) of what it remembers of earlier batches, such as nvil's Baselines; None
             where it remembers nothing.
-        power: of the weights in the model that it fits: 1 fits p; ½ fits p* ∝ √(p q), whose log Z is estimated.
+        fits: `p`, or `p*` ∝ √(p q), whose NLL and log Z are told beside those of p.
     """
 
     gradients: Reference
@@ -45,7 +45,7 @@ class Method(NamedTuple):
     reads: tuple[str, ...] = ()
     keys: Mapping[str, Any] = {}
     memory: Reference | None = None
-    power: float = 1.0
+    fits: Literal["p", "p*"] = "p"
 
 
 ESTIMATORS: dict[str, Method] = {
@@ -91,7 +91,7 @@ ESTIMATORS: dict[str, Method] = {
         fewest=2,
         why="the only weight of an example is always 1, so q would learn nothing; for K = 1 choose wake-sleep or nvil",
         reads=("control_variate",),
-        power=0.5,
+        fits="p*",
     ),
 }
 

@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 import time
+from pathlib import Path
 from typing import Any
 
 from rws_ray.config import home
@@ -56,13 +57,14 @@ def main(arguments: list[str]) -> None:
     asked = arguments_parser.parse_args(arguments)
     folder = fetch_model(asked.model, home())
     data, binarize = asked.data, asked.binarize
+    job = stored_job(folder / "job.json")
     if data is None:
-        trained_on = trained_data(folder / "job.json")
+        trained_on = trained_data(job, folder)
         data, binarize = trained_on["name"], binarize or trained_on["binarize"]
 
     from rws_ray.cluster.scoring import load_model, score_rows
     from rws_ray.data import open_split
-    from rws_ray.training.estimation import distrust, summary
+    from rws_ray.training.estimation import distrust, star_metrics, summary
 
     split = open_split(data, asked.split, asked.data_path, binarize)
     machine = load_model(folder)
@@ -75,7 +77,12 @@ def main(arguments: list[str]) -> None:
         estimate = score_rows(
             machine, split, asked.num_samples, asked.seed, asked.num_workers, with_khat=True, told=told
         )
-    found = summary(estimate) | {"model": asked.model, "data": split.name, "split": split.split}
+    estimator = job.get("estimator", {"name": "rws"})["name"]
+    found = (
+        summary(estimate)
+        | star_metrics(estimator, machine, estimate)
+        | {"model": asked.model, "data": split.name, "split": split.split}
+    )
     print(report(found, split.dim, time.perf_counter() - started))
     if warning := distrust(found):
         print(f"warning: {warning}")
@@ -83,12 +90,34 @@ def main(arguments: list[str]) -> None:
         print(json.dumps(found))
 
 
-def trained_data(job_file: Any) -> dict[str, Any]:
-    """The data table of the job that made a model."""
+def stored_job(job_file: Path) -> dict[str, Any]:
+    """The job that made a model; empty where none lies beside it."""
     try:
-        return json.loads(job_file.read_text())["data"]
-    except (FileNotFoundError, KeyError, ValueError):
-        raise DataError(f"{job_file} does not tell what the model was trained on; name the set with --data.") from None
+        return dict(json.loads(job_file.read_text()))
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        raise DataError(f"{job_file} is damaged; a copy of the model's folder without it can be evaluated.") from None
+
+
+def trained_data(job: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The data table of the job that made a model."""
+    if "data" not in job:
+        raise DataError(f"{folder / 'job.json'} does not tell what the model was trained on; name the set with --data.")
+    return dict(job["data"])
+
+
+def star_lines(found: dict[str, Any]) -> list[str]:
+    """Where the estimator fitted p* ∝ √(p q): which model is scored and sampled, and what is known of p*."""
+    if "log_z" not in found:
+        return []
+    error = found["log_z_stderr"]
+    return [
+        "scored        p, the generative network; samples are p's too. The estimator fitted p* ∝ √(p q):",
+        f"NLL of p*     {nll_text(found['star_nll'], found['star_nll_stderr'], found['num_samples'])}",
+        f"log Z         {found['log_z']:.3f} ± {error:.3f}, biased low by about {error**2:.2g}: 2 log Z is part of "
+        "p*'s NLL, which is too low by twice that, and too high by what a finite K costs",
+    ]
 
 
 def report(found: dict[str, Any], dim: int, seconds: float) -> str:
@@ -104,6 +133,7 @@ def report(found: dict[str, Any], dim: int, seconds: float) -> str:
             f"{found['data']} {found['split']}, {count(found['rows'])} rows: "
             f"NLL {nll_text(found['nll'], found['nll_stderr'], found['num_samples'])}, "
             f"{found['nll'] / (dim * math.log(2)):.4f} bits per dimension",
+            *star_lines(found),
             "",
             curve,
             "",

@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> None:
 
     machine = load_model(folder)
     picture = sample_grid(machine.sample_prior(asked.num, asked.seed), machine.shape, out, "Samples from p")
-    print(f"{picture}: {asked.num} samples; their values in {picture.with_suffix('.csv')}")
+    print(f"{picture}: {asked.num} samples from p; their values in {picture.with_suffix('.csv')}")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from typing import Any
 from rws_ray.command import help_text, json_line, parse_job, show_job
 from rws_ray.config import Job, home
 from rws_ray.errors import run_command
+from rws_ray.estimators import ESTIMATORS
+from rws_ray.evaluate import star_lines
 from rws_ray.report.terminal import Progress, count, duration, nll_text
 from rws_ray.tracking import tracking_uri
 
@@ -46,44 +48,52 @@ def main(arguments: list[str]) -> None:
     print(
         f"{job.name}: {dataset.name} ({count(dataset.train.num_rows)} training rows of {dataset.dim} units), "
         f"layers {' '.join(map(str, job.model.layers))}, {job.estimator.name} with K = {job.estimator.num_samples}, "
-        f"{job.optim.name}, {job.optim.epochs} epochs",
+        f"{job.optim.name}, {length_of(job)}",
         flush=True,
     )
     if "--dry-run" in flags:
         print("The job is sound; nothing was run.")
         return
     with ExitStack() as stack:
-        result = run_job(prepared, Teller(job.optim.epochs, stack), "--restart" in flags, "-v" in flags)
+        result = run_job(prepared, Teller(job, stack), "--restart" in flags, "-v" in flags)
     print(report(job, result, dataset.dim))
     if "--json" in flags:
         print(json_line(result, JSON_KEYS))
 
 
+def length_of(job: Job) -> str:
+    """How long the run is."""
+    epochs = f"{count(job.optim.epochs)} epochs"
+    return f"{duration(job.optim.max_seconds)} of updates or {epochs}" if job.optim.max_seconds else epochs
+
+
 class Teller:
     """Turns a run's reports into its progress line, from the moment that training begins."""
 
-    def __init__(self, epochs: int, stack: ExitStack):
-        self.epochs, self.stack = epochs, stack
+    def __init__(self, job: Job, stack: ExitStack):
+        self.job, self.stack = job, stack
         self.progress: Progress | None = None
-        self.line, self.epoch = "", 0
+        self.line, self.done = "", 0
 
     def __call__(self, record: dict[str, Any]) -> None:
         """Show one report."""
-        kind = record["kind"]
+        kind, limit = record["kind"], math.ceil(self.job.optim.max_seconds)
         if kind == "warning":
             print(f"warning: {record['message']}", flush=True)
             return
         if kind in ("start", "epoch"):
-            self.epoch = math.floor(record["epoch"])
+            self.done = min(math.floor(record["seconds"]), limit) if limit else math.floor(record["epoch"])
         if self.progress is None:
-            self.progress = self.stack.enter_context(Progress(self.epochs, start=self.epoch))
+            total, unit = (limit, "second") if limit else (self.job.optim.epochs, "epoch")
+            self.progress = self.stack.enter_context(Progress(total, unit, start=self.done))
         if kind == "estimate":
-            self.progress.update(self.epoch, f"{self.line}  test NLL {record['done'] / record['total']:.0%}")
+            self.progress.update(self.done, f"{self.line}  test NLL {record['done'] / record['total']:.0%}")
         elif kind == "epoch":
             nll = nll_text(record["valid_nll"], record["valid_nll_stderr"], record["valid_num_samples"])
+            bound = f"{ESTIMATORS[self.job.estimator.name].bound} {record['train_bound']:.2f}"
             speed = f"{count(round(record['examples_per_second']))} examples/s"
-            self.line = f"NLL {nll}  ESS/K {record['ess_ratio']:.2f}  {speed}"
-            self.progress.update(self.epoch, self.line)
+            self.line = f"NLL {nll}  {bound}  ESS/K {record['ess_ratio']:.2f}  {speed}"
+            self.progress.update(self.done, self.line)
 
 
 def report(job: Job, result: dict[str, Any], dim: int) -> str:
@@ -100,6 +110,7 @@ def report(job: Job, result: dict[str, Any], dim: int) -> str:
         "",
         f"test NLL      {nll_text(result['nll'], result['nll_stderr'], result['num_samples'])}, "
         f"{bits:.4f} bits per dimension",
+        *star_lines(result),
         f"independent   {result['independent_nll']:.2f} nats (each unit on its own: the mark to beat)",
         f"validation    {result['valid_nll']:.2f} nats (K = {count(result['valid_num_samples'])}), "
         f"best at epoch {result['best_epoch']:g} of {result['epochs']:g}",

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from rws_ray.command import FLAGS, help_text, json_line, split_arguments
 from rws_ray.config import home
 from rws_ray.errors import ConfigError, run_command
+from rws_ray.evaluate import star_lines
 from rws_ray.report.terminal import Progress, count, duration, nll_text, table
 from rws_ray.space import Space, load_space
 
@@ -147,6 +148,7 @@ def report(space: Space, data: str, result: dict[str, Any]) -> str:
         "",
         f"winner        trial {result['trial']}",
         f"test NLL      {nll_text(result['nll'], result['nll_stderr'], result['num_samples'])}",
+        *star_lines(result),
         f"validation    {nll_text(result['valid_nll'], result['valid_nll_stderr'], result['valid_num_samples'])}",
         f"time          {duration(result['seconds'])} of updates, "
         f"{count(round(result['examples_per_second']))} examples/s",

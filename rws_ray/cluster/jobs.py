@@ -26,6 +26,7 @@ from rws_ray.core.storage import WEIGHTS_FILE
 from rws_ray.core.streams import generator
 from rws_ray.data import Dataset, open_dataset
 from rws_ray.errors import ConfigError
+from rws_ray.estimators import ESTIMATORS
 from rws_ray.report import figures
 from rws_ray.tracking import Drain, RunLog, check_model_name, delivery, fetch_model, tracking_uri, unsent
 from rws_ray.training.checkpoint import check_writable
@@ -33,6 +34,7 @@ from rws_ray.training.folder import RunFolder
 from rws_ray.training.loop import Outcome
 
 Show = Callable[[dict[str, Any]], None]
+STAR_KEYS = ("star_nll", "star_nll_stderr", "log_z", "log_z_stderr")  # where p* was fitted; `nll` is that of p
 LIBRARIES = ("torch", "ray", "mlflow", "numpy", "pyarrow")
 
 
@@ -134,7 +136,7 @@ def _run_tracked(prepared: PreparedJob, folder: RunFolder, log: RunLog, show: Sh
     try:
         outcome = train_run(job, dataset, folder, prepared.initial, seen, verbose)
         write_model(folder.model, outcome.machine, job.resolved(), outcome.metrics)
-        draw_figures(folder, outcome, dataset)
+        draw_figures(folder, job, outcome, dataset)
         log.metrics(outcome.metrics["step"], numbers(outcome.metrics))
         log.artifacts(folder.figures, "figures")
         log.model(folder.model, job.track.register_as, model_tags(dataset, outcome.metrics))
@@ -166,7 +168,7 @@ def write_model(path: Path, machine: HelmholtzMachine, job: dict[str, Any], metr
     aside.rename(path)
 
 
-def draw_figures(folder: RunFolder, outcome: Outcome, dataset: Dataset) -> None:
+def draw_figures(folder: RunFolder, job: Job, outcome: Outcome, dataset: Dataset) -> None:
     """Samples, reconstructions, NLL over epochs and over K, each with its data beside it."""
     machine, records, metrics = outcome.machine, folder.records(), outcome.metrics
     shape = dataset.shape
@@ -192,6 +194,7 @@ def draw_figures(folder: RunFolder, outcome: Outcome, dataset: Dataset) -> None:
             records[-1]["valid_num_samples"],
             folder.figures / "nll_over_epochs.png",
             independent_nll=metrics["independent_nll"],
+            bound=ESTIMATORS[job.estimator.name].bound,
         )
 
 
@@ -221,7 +224,7 @@ def model_tags(dataset: Dataset, metrics: dict[str, Any]) -> dict[str, str]:
         "split": metrics["split"],
         "data": dataset.name,
         "data_digest": dataset.digest,
-    }
+    } | {key: f"{metrics[key]:.4f}" for key in STAR_KEYS if key in metrics}
 
 
 def run_tags() -> dict[str, str]:

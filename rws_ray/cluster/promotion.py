@@ -21,7 +21,7 @@ from rws_ray.tracking import Tracking, Version, find_version, promote, tag_versi
 from rws_ray.tracking.models import CHAMPION
 from rws_ray.training.batches import independent_nll
 from rws_ray.training.checkpoint import newest_valid, open_store
-from rws_ray.training.estimation import Estimate, standard_error, summary
+from rws_ray.training.estimation import Estimate, standard_error, star_metrics, summary
 from rws_ray.training.flat import FlatLayout
 from rws_ray.training.loop import ESTIMATE_SEED
 
@@ -63,24 +63,29 @@ def best_machine(place: str, job: Job, dataset: Dataset) -> tuple[HelmholtzMachi
     return machine, int(found.state["progress"]["best_step"])
 
 
-def winner_metrics(finalist: Finalist, dataset: Dataset, num_samples: int) -> dict[str, Any]:
+def winner_metrics(finalist: Finalist, dataset: Dataset, job: Job) -> dict[str, Any]:
     """The winner's estimate on the test data, as the metrics of a run."""
-    estimate = score_rows(finalist.machine, dataset.test, num_samples, ESTIMATE_SEED, with_khat=True)
+    machine, num_samples = finalist.machine, job.eval.final_num_samples
+    estimate = score_rows(machine, dataset.test, num_samples, ESTIMATE_SEED, with_khat=True)
     last = finalist.trial.last or {}
     steps_per_epoch = last["step"] / last["epoch"]
     seconds = last["epoch"] * dataset.train.num_rows / last["examples_per_second"]
-    return summary(estimate) | {
-        "split": "test",
-        "step": last["step"],
-        "independent_nll": independent_nll(dataset.train, dataset.test),
-        "valid_nll": finalist.nll,
-        "valid_nll_stderr": standard_error(finalist.estimate.log_prob),
-        "valid_num_samples": finalist.estimate.num_samples,
-        "best_epoch": finalist.step / steps_per_epoch,
-        "epochs": last["epoch"],
-        "seconds": seconds,
-        "examples_per_second": last["examples_per_second"],
-    }
+    return (
+        summary(estimate)
+        | star_metrics(job.estimator.name, machine, estimate)
+        | {
+            "split": "test",
+            "step": last["step"],
+            "independent_nll": independent_nll(dataset.train, dataset.test),
+            "valid_nll": finalist.nll,
+            "valid_nll_stderr": standard_error(finalist.estimate.log_prob),
+            "valid_num_samples": finalist.estimate.num_samples,
+            "best_epoch": finalist.step / steps_per_epoch,
+            "epochs": last["epoch"],
+            "seconds": seconds,
+            "examples_per_second": last["examples_per_second"],
+        }
+    )
 
 
 def decide(tracking: Tracking, version: Version, candidate: Estimate, valid: Split) -> dict[str, str]:

@@ -75,7 +75,7 @@ def _run(sweep: Sweep, folder: RunFolder, verbose: bool) -> dict[str, Any]:
             finals = {each.trial.number: _estimated(each) for each in finalists}
             winner = min(finalists, key=lambda finalist: finalist.nll)
             sweep.show(sweep.ledger, f"testing the winner, trial {winner.trial.number}")
-            metrics = winner_metrics(winner, sweep.dataset, sweep.job(winner.trial).eval.final_num_samples)
+            metrics = winner_metrics(winner, sweep.dataset, sweep.job(winner.trial))
             compared = comparison.tested(sweep) if sweep.space.search.test == "all" else []
         job = sweep.space.job(winner.trial.values, f"{sweep.space.name[:BEST]}-best")
         found = _write_report(sweep, folder, finals)
@@ -83,7 +83,7 @@ def _run(sweep: Sweep, folder: RunFolder, verbose: bool) -> dict[str, Any]:
             comparison.write(folder.path / REPORT, compared, sweep.ledger)
         leaderboard.write_job(folder.path / REPORT / JOB_FILE, job)
         write_model(folder.model, winner.machine, job.resolved(), metrics)
-        draw_figures(folder, Outcome(winner.machine, metrics), sweep.dataset)
+        draw_figures(folder, job, Outcome(winner.machine, metrics), sweep.dataset)
         _log_winner(sweep, folder, job, metrics)
     except KeyboardInterrupt:
         sweep.interrupt("KILLED")

@@ -34,6 +34,7 @@ class Likelihood(NamedTuple):
     error (B,): Monte-Carlo standard error of log p̂(x), √(1/ESS − 1/K), nats (delta method); 0 where all weights are
         equal, so also at K = 1, which cannot tell.
     tail_logw (B, M): the largest log-weights, descending, for Pareto's k̂.
+    log_star (B,): 2 log (1/K) Σ_k √w_k, nats: log p̃*(x) of the geometric mean of p and q (core.estimators.bihm).
     """
 
     log_prob: Tensor
@@ -42,6 +43,7 @@ class Likelihood(NamedTuple):
     max_share: Tensor
     error: Tensor
     tail_logw: Tensor
+    log_star: Tensor
 
 
 def curve_points(num_samples: int) -> list[int]:
@@ -74,7 +76,8 @@ def estimate_likelihood(
     points, curve = curve_points(num_samples), []
     device, B = x_BD.device, x_BD.shape[0]
     largest = torch.full((B,), -math.inf, dtype=torch.float64, device=device)
-    total, squares = torch.zeros_like(largest), torch.zeros_like(largest)  # Σ w and Σ w², in units of the largest w
+    # Σ w, Σ w² and Σ √w, in units of the largest w.
+    total, squares, roots = torch.zeros_like(largest), torch.zeros_like(largest), torch.zeros_like(largest)
     tail = torch.empty((B, 0), dtype=torch.float64, device=device)
     for chunk, start in enumerate(range(0, num_samples, CHUNK)):
         size = min(CHUNK, num_samples - start)
@@ -90,6 +93,7 @@ def estimate_likelihood(
         w_BK = torch.exp(logw_BK - unit[:, None])
         total = total * rescale + w_BK.sum(1)
         squares = squares * rescale.square() + w_BK.square().sum(1)
+        roots = roots * rescale.sqrt() + w_BK.sqrt().sum(1)
         largest = peak
         kept = torch.cat([tail, logw_BK], 1)
         tail = kept.topk(min(tail_length(num_samples), kept.shape[1]), 1).values
@@ -101,4 +105,5 @@ def estimate_likelihood(
         max_share=torch.where(total > 0, 1 / total, torch.ones_like(total)),
         error=(1 / ess - 1 / num_samples).clamp(min=0).sqrt(),
         tail_logw=tail,
+        log_star=largest + 2 * (roots.log() - math.log(num_samples)),
     )

@@ -90,6 +90,7 @@ def nll_over_epochs(
     valid_num_samples: int,
     path: str | Path,
     independent_nll: float | None = None,
+    bound: str = "bound",
 ) -> Path:
     """Training bound and validation NLL over epochs, the latter with a band of ± 2 standard errors.
 
@@ -103,23 +104,24 @@ def nll_over_epochs(
         valid_num_samples: K of validation.
         path: of the PNG; the arrays lie beside it as CSV, one row an epoch.
         independent_nll: NLL of independent units, nats: the mark to beat.
+        bound: what the training bound is, such as `ELBO`.
 
     Raises:
         ValueError: arrays of unlike lengths, or not one finite value to draw.
     """
     epoch = np.asarray(epochs)
-    bound, nll, stderr = _curves(epoch, train_bound, valid_nll, valid_stderr)
+    cost, nll, stderr = _curves(epoch, train_bound, valid_nll, valid_stderr)
     train_k = np.broadcast_to(np.asarray(train_num_samples), epoch.shape)
     with style.look():
         figure, axes = _chart("NLL over epochs", "epoch")
-        _training_curve(axes, epoch, bound, train_k)
+        _training_curve(axes, epoch, cost, train_k, bound)
         _curve_with_band(axes, epoch, nll, stderr, "validation NLL", valid_num_samples)
-        _epoch_limits(axes, epoch, bound, nll, stderr)
+        _epoch_limits(axes, epoch, cost, nll, stderr)
         if independent_nll is not None:
             _reference_line(axes, independent_nll)
         _legend_above(axes)
         header = ["epoch", "train_bound", "train_num_samples", "valid_nll", "valid_stderr", "valid_num_samples"]
-        columns = [style.cells(values) for values in (epoch, bound, train_k, nll, stderr)]
+        columns = [style.cells(values) for values in (epoch, cost, train_k, nll, stderr)]
         columns.append([str(valid_num_samples)] * len(epoch))
         if independent_nll is not None:
             header.append("independent_nll")
@@ -284,7 +286,7 @@ def _marker(num_points: int) -> str | None:
     return "o" if num_points <= _FEW_POINTS else None
 
 
-def _training_curve(axes: Axes, epoch: npt.NDArray, bound: npt.NDArray, num_samples: npt.NDArray) -> None:
+def _training_curve(axes: Axes, epoch: npt.NDArray, bound: npt.NDArray, num_samples: npt.NDArray, name: str) -> None:
     seen = np.isfinite(bound)
     if not seen.any():
         return
@@ -292,7 +294,7 @@ def _training_curve(axes: Axes, epoch: npt.NDArray, bound: npt.NDArray, num_samp
     k = count(int(low)) if low == high else f"{count(int(low))} to {count(int(high))}"
     axes.plot(
         epoch[seen], bound[seen], color=style.SECOND, linestyle="--", marker=_marker(seen.sum()), markersize=4,
-        label=f"training bound (K = {k})",
+        label=f"training {name} (K = {k})",
     )  # fmt: skip
 
 

@@ -15,18 +15,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rws_ray.core.estimators.bihm import log_z
 from rws_ray.core.likelihood import Likelihood, curve_points, estimate_likelihood
 from rws_ray.core.machine import HelmholtzMachine
 from rws_ray.core.streams import generator
+from rws_ray.estimators import ESTIMATORS
 from rws_ray.training.batches import Examples
 from rws_ray.training.reduction import Group
 
 TRUSTED_KHAT = 0.7  # above it importance sampling's error estimates cannot be trusted (Vehtari et al. 2024)
+NUM_DREAMS, DREAM_SAMPLES = 20_000, 10  # that log Z is estimated from, and K for each
 MAX_DISTRUSTED = 0.05  # share of rows above it that an NLL may have without a warning
 
 
 class Estimate(NamedTuple):
-    """Per-row estimates, float64 arrays: log p̂ (N,), its curve over K (N, C), and diagnostics (N,); see core."""
+    """Per-row estimates, float64 arrays: log p̂ (N,), its curve over K (N, C), diagnostics (N,), log p̃*; see core."""
 
     num_samples: int
     log_prob: NDArray[np.float64]
@@ -35,6 +38,7 @@ class Estimate(NamedTuple):
     max_share: NDArray[np.float64]
     error: NDArray[np.float64]
     khat: NDArray[np.float64]
+    log_star: NDArray[np.float64]
 
 
 def block_size(device: torch.device) -> int:
@@ -59,7 +63,7 @@ def estimate_split(
         progress: told, on each worker alike, how many rounds of blocks are done and how many there are.
     """
     num_points = len(curve_points(num_samples))
-    table = torch.zeros(len(row_ids), num_points + 4, dtype=torch.float64)
+    table = torch.zeros(len(row_ids), num_points + 5, dtype=torch.float64)
     blocks = list(torch.arange(len(row_ids)).split(block_size(group.device)))
     rounds = math.ceil(len(blocks) / group.size)
     for number in range(rounds):
@@ -71,13 +75,13 @@ def estimate_split(
             table[blocks[own]] = _columns(found, with_khat)
         progress(number + 1, rounds)
     values = group.sum_disjoint(table.to(group.device)).cpu().numpy()
-    curve, (ess, max_share, error, khat) = values[:, :num_points], values[:, num_points:].T
-    return Estimate(num_samples, curve[:, -1], curve, ess, max_share, error, khat)
+    curve = values[:, :num_points]
+    return Estimate(num_samples, curve[:, -1], curve, *values[:, num_points:].T)
 
 
 def _columns(found: Likelihood, with_khat: bool) -> Tensor:
     khat = pareto_khat(found.tail_logw.cpu().numpy()) if with_khat else np.full(len(found.ess), np.nan)
-    columns = [found.ess.cpu(), found.max_share.cpu(), found.error.cpu(), torch.from_numpy(khat)]
+    columns = [found.ess.cpu(), found.max_share.cpu(), found.error.cpu(), torch.from_numpy(khat), found.log_star.cpu()]
     return torch.cat([found.curve.cpu(), torch.stack(columns, 1)], 1)
 
 
@@ -120,6 +124,26 @@ def summary(estimate: Estimate) -> dict[str, Any]:
         "max_share": float(estimate.max_share.mean()),
         "khat": float(np.median(fitted)) if len(fitted) else None,
         "khat_distrusted": float((fitted > TRUSTED_KHAT).mean()) if len(fitted) else None,
+    }
+
+
+def star_metrics(estimator: str, machine: HelmholtzMachine, estimate: Estimate) -> dict[str, float]:
+    """What is told beside p's NLL where the estimator fits p* ∝ √(p q): log Z, and the NLL of p*, each ± s.e.
+
+    Args:
+        estimator: its name; the result is empty unless it fits p*.
+        machine: that was estimated.
+        estimate: of it.
+    """
+    if ESTIMATORS[estimator].fits == "p":
+        return {}
+    z = log_z(machine, NUM_DREAMS, DREAM_SAMPLES, seed=0)
+    stderr = standard_error(estimate.log_star)
+    return {
+        "log_z": z.value,
+        "log_z_stderr": z.stderr,
+        "star_nll": 2 * z.value - float(estimate.log_star.mean()),
+        "star_nll_stderr": math.hypot(stderr, 2 * z.stderr),
     }
 
 

@@ -26,7 +26,7 @@ from rws_ray.data import Dataset
 from rws_ray.errors import ModelError, RunError
 from rws_ray.training.batches import Examples, independent_nll, smoothed_means
 from rws_ray.training.checkpoint import Checkpoint, Store, newest_valid, pack, write_checkpoint
-from rws_ray.training.estimation import estimate_split, standard_error, summary, validation_rows
+from rws_ray.training.estimation import estimate_split, standard_error, star_metrics, summary, validation_rows
 from rws_ray.training.flat import FlatLayout
 from rws_ray.training.folder import check_same_job
 from rws_ray.training.reduction import Group
@@ -229,17 +229,21 @@ class Fitter:
             with_khat=True, progress=self._report_estimate,
         )  # fmt: skip
         steps, progress = self.updater.epochs.steps, self.progress
-        metrics = summary(estimate) | {
-            "split": "test",
-            "step": progress.step,
-            "independent_nll": independent_nll(self.dataset.train, self.dataset.test),
-            "valid_nll": progress.best_nll,
-            "valid_num_samples": self.job.eval.num_samples,
-            "best_epoch": progress.best_step / steps,
-            "epochs": progress.step / steps,
-            "seconds": progress.seconds,
-            "examples_per_second": self.examples_per_second(),
-        }
+        metrics = (
+            summary(estimate)
+            | star_metrics(self.job.estimator.name, machine, estimate)
+            | {
+                "split": "test",
+                "step": progress.step,
+                "independent_nll": independent_nll(self.dataset.train, self.dataset.test),
+                "valid_nll": progress.best_nll,
+                "valid_num_samples": self.job.eval.num_samples,
+                "best_epoch": progress.best_step / steps,
+                "epochs": progress.step / steps,
+                "seconds": progress.seconds,
+                "examples_per_second": self.examples_per_second(),
+            }
+        )
         return Outcome(machine.cpu(), metrics)
 
     def examples_per_second(self) -> float:

@@ -18,7 +18,7 @@ NAME = "digits-model"
 
 def estimate(log_prob):
     zeros = np.zeros(len(log_prob))
-    return Estimate(10, np.array(log_prob), np.array(log_prob)[:, None], zeros, zeros, zeros, zeros)
+    return Estimate(10, np.array(log_prob), np.array(log_prob)[:, None], zeros, zeros, zeros, zeros, zeros)
 
 
 @pytest.fixture(scope="module")

@@ -44,10 +44,10 @@ def add_bihm_gradients(
 
 
 class LogZ(NamedTuple):
-    """log Z² = log Σ_x p̃*(x), nats, and its standard error (delta method).
+    """log Z in nats, at most 0, and its standard error (delta method).
 
-    The estimate of Z² is unbiased, so its log is biased low, by about s.e.² / 2: log p*(x) = log p̃*(x) − log Z² comes
-    out too high by as much, an NLL of p* too low.
+    The estimate of Z² is unbiased, so its log is biased low: log Z by about stderr². As log p* = log p̃* − 2 log Z, an
+    NLL of p* comes out too low by twice as much (and too high by what a finite K costs log p̃*).
     """
 
     value: float
@@ -56,7 +56,7 @@ class LogZ(NamedTuple):
 
 @torch.no_grad()
 def log_z(machine: HelmholtzMachine, num_dreams: int, num_samples: int, seed: int) -> LogZ:
-    """Estimate log Z² by importance sampling from p (section 2, estimating the partition function).
+    """Estimate log Z by importance sampling from p (section 2, estimating the partition function).
 
     Z² = E[√(q(h|x) / p(x, h)) · (1/K) Σ_k √w_k] over dreams (x, h) ~ p and h(k) ~ q(h|x).
 
@@ -78,4 +78,4 @@ def log_z(machine: HelmholtzMachine, num_dreams: int, num_samples: int, seed: in
     peak = log_N.max()
     z_N = torch.exp(log_N - peak)
     mean = z_N.mean()
-    return LogZ(float(mean.log() + peak), float(z_N.std() / mean / math.sqrt(len(z_N))))
+    return LogZ(float(mean.log() + peak) / 2, float(z_N.std() / mean / math.sqrt(len(z_N))) / 2)

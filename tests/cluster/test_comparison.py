@@ -1,0 +1,83 @@
+"""Estimators compared: every finished trial is tested, ranked by its test NLL, and drawn over time and epochs."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from rws_ray import tune
+from rws_ray.cluster import comparison
+from rws_ray.cluster.promotion import best_machine
+from rws_ray.cluster.scoring import score_rows
+from rws_ray.cluster.search import run_sweep
+from rws_ray.cluster.sweep import Sweep, prepare_sweep
+from rws_ray.estimators import ESTIMATORS
+from rws_ray.space import load_space
+from rws_ray.training.loop import ESTIMATE_SEED
+
+SPACE = """
+name = "compared"
+[model]
+layers = [6]
+[estimator]
+name = { grid = NAMES }
+wake_mix = { grid = [0.0, 1.0], when = { estimator.name = "rws" } }
+[optim]
+epochs = 2
+batch_size = 200
+[eval]
+num_samples = 5
+rows = 60
+final_num_samples = 10
+[search]
+algorithm = "grid"
+scheduler = "none"
+test = "all"
+"""
+NAMES = list(ESTIMATORS)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_all_estimators_are_tested_with_the_same_samples_and_ranked_with_paired_errors(tmp_path, monkeypatch):
+    monkeypatch.setenv("RWS_HOME", str(tmp_path / "runs"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    file = tmp_path / "space.toml"
+    file.write_text(SPACE.replace("NAMES", str(NAMES).replace("'", '"')))
+    prepared = prepare_sweep(load_space(str(file), []))
+    result = run_sweep(prepared, lambda ledger, sentence: None)
+    rows = result["comparison"]
+    assert len(rows) == len(NAMES) + 1
+    assert [row["test_nll"] for row in rows] == sorted(row["test_nll"] for row in rows)
+    assert {row["what"] for row in rows} == {*NAMES, "rws, wake_mix 0", "rws, wake_mix 1"} - {"rws"}
+    assert {row["test_num_samples"] for row in rows} == {10}
+
+    # Each figure is the trial's own weights on the test rows; the differences are paired.
+    sweep = Sweep(prepared, lambda ledger, sentence: None)
+    logs = []
+    for row in (rows[0], rows[-1]):
+        trial = sweep.ledger.trials[row["trial"]]
+        stored = best_machine(str(sweep.trial_folder(trial.number).checkpoints), sweep.job(trial), sweep.dataset)
+        assert stored is not None
+        logs.append(score_rows(stored[0], sweep.dataset.test, 10, ESTIMATE_SEED, num_workers=0).log_prob)
+        assert row["test_nll"] == pytest.approx(-logs[-1].mean())
+    apart = logs[0] - logs[1]
+    assert rows[-1]["behind"] == pytest.approx(apart.mean())
+    assert rows[-1]["behind_stderr"] == pytest.approx(apart.std(ddof=1) / math.sqrt(len(apart)))
+    assert rows[-1]["behind_stderr"] < np.hypot(rows[0]["test_nll_stderr"], rows[-1]["test_nll_stderr"])
+
+    # The winner is that of the validation data, whatever the test says.
+    assert result["trial"] == result["leaderboard"][0]["trial"]
+    report = prepared.folder / "report"
+    assert pq.read_table(report / "comparison.parquet").to_pylist() == rows
+    assert rows[0]["what"] in (report / "comparison.md").read_text()
+    for name in ("nll_over_time", "nll_over_epochs"):
+        assert (report / "figures" / f"{name}.png").stat().st_size > 1000
+        lines = (report / "figures" / f"{name}.csv").read_text().splitlines()
+        assert len(lines) == 1 + 2 * len(rows)
+    told = tune.report(prepared.space, "digits", result)
+    assert "on the test data" in told
+    assert comparison.text(rows) in told
