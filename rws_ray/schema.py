@@ -6,14 +6,23 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings import PydanticBaseSettingsSource as Source
 
 from rws_ray.estimators import ESTIMATORS, OWN_KEYS, problems
+from rws_ray.kinds import stacks
 
 DEFAULT_LR = {"adam": 1e-3, "sgd": 0.1, "natural": 2.0}
 Width = Annotated[int, Field(ge=1)]
+
+
+def _split(value: Any) -> Any:
+    """A list as the command line writes it, `nade,sbn`."""
+    return value.split(",") if isinstance(value, str) and "," in value else value
+
+
+Kinds = Annotated[str | list[str], BeforeValidator(_split)]
 
 
 class Section(BaseModel):
@@ -39,8 +48,14 @@ class ModelConfig(Section):
     """Which Helmholtz machine."""
 
     layers: list[Width] = Field([64, 32], min_length=1, description="stochastic layers' widths, data side first")
-    p_layer: Literal["sbn"] = Field("sbn", description="conditionals of the generative network p")
-    q_layer: Literal["sbn"] = Field("sbn", description="conditionals of the inference network q")
+    p_layer: Kinds = Field("sbn", description="kind of p's layers: one, or for each, data side first, the top last")
+    q_layer: Kinds = Field("sbn", description="kind of q's layers: one, or for each, data side first")
+    hidden: list[Width] | None = Field(
+        None, description="tanh layers inside each dsbn and gaussian layer (default: one, as wide as its mean width)"
+    )
+    nade_hidden: int | None = Field(
+        None, ge=1, description="hidden units of each nade layer (default: the smaller of its two widths)"
+    )
     init: Literal["glorot", "reference"] = Field(
         "glorot", description="weights: Glorot uniform, or the reference's Glorot / n_in"
     )
@@ -199,6 +214,10 @@ class Job(BaseSettings):
         )
         if found:
             raise ValueError("; ".join(found))
+        try:
+            stacks(self.model.p_layer, self.model.q_layer, len(self.model.layers))
+        except ValueError as error:
+            raise ValueError(f"model.{error}") from None
         if self.scale.min_workers > self.scale.num_workers:
             raise ValueError(
                 f"scale: {self.scale.min_workers} workers at least are more than the {self.scale.num_workers} at most; "

@@ -23,7 +23,7 @@ from rws_ray.training.batches import independent_nll
 from rws_ray.training.checkpoint import newest_valid, open_store
 from rws_ray.training.estimation import Estimate, standard_error, star_metrics, summary
 from rws_ray.training.flat import FlatLayout
-from rws_ray.training.loop import ESTIMATE_SEED
+from rws_ray.training.loop import ESTIMATE_SEED, job_machine
 
 FINALISTS = 3
 STANDARD_ERRORS = 2.0  # by which a candidate must lead
@@ -55,8 +55,7 @@ def best_machine(place: str, job: Job, dataset: Dataset) -> tuple[HelmholtzMachi
     found = newest_valid(open_store(place), lambda sentence: None)
     if found is None:
         return None
-    model = job.model
-    machine = HelmholtzMachine(dataset.dim, model.layers, dataset.shape, model.p_layer, model.q_layer)
+    machine = job_machine(job, dataset)
     layout = FlatLayout(machine)
     for parameter, view in zip(layout.parameters, layout.views(found.tensors["best"]), strict=True):
         parameter.data.copy_(view)

@@ -8,33 +8,19 @@ an example has K = 1.
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import Tensor, nn
 
+from rws_ray.core.conditional import DEFAULT_SIZES, Layer, LinearMap, Observation, Sizes, glorot
 from rws_ray.core.products import add_product
 from rws_ray.core.streams import Stream
 
 
-class Observation(NamedTuple):
-    """A layer's units, observed: what the log-probability and its gradient are made of.
+class SigmoidLayer(Layer):
+    """Sigmoid belief layer (`sbn`): p(h|y) = Π_i Bernoulli(h_i; σ(y W + b)_i)."""
 
-    Shapes: inputs (B, K or 1, I), units (B, K or 1, O), logits a (B, K or 1, O), log_prob (B, K) or (B, 1), nats.
-    """
-
-    inputs: Tensor
-    units: Tensor
-    logits: Tensor
-    log_prob: Tensor
-
-
-class SigmoidLayer(nn.Module):
-    """Sigmoid belief layer: p(h|y) = Π_i Bernoulli(h_i; σ(y W + b)_i)."""
-
-    def __init__(self, num_inputs: int, num_units: int):
+    def __init__(self, num_inputs: int, num_units: int, sizes: Sizes = DEFAULT_SIZES):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(num_inputs, num_units))
         self.bias = nn.Parameter(torch.zeros(num_units))
@@ -42,12 +28,13 @@ class SigmoidLayer(nn.Module):
     @torch.no_grad()
     def initialize(self, init: str, bias: Tensor | float, generator: torch.Generator) -> None:
         """Glorot-uniform weights (`glorot`), or divided once more by the number of inputs (`reference`)."""
-        num_inputs, num_units = self.weight.shape
-        bound = math.sqrt(6 / (num_inputs + num_units))
-        draws = torch.rand(num_inputs, num_units, generator=generator, dtype=torch.float64)
-        scale = bound / num_inputs if init == "reference" else bound
-        self.weight.copy_((2 * draws - 1) * scale)
-        self.bias.copy_(torch.as_tensor(bias).expand(num_units))
+        glorot(self.weight, init, generator)
+        self.bias.copy_(torch.as_tensor(bias).expand(len(self.bias)))
+
+    @classmethod
+    def top(cls, num_units: int, sizes: Sizes) -> Layer:
+        """Independent units."""
+        return BernoulliPrior(num_units)
 
     def logits(self, y_BKI: Tensor) -> Tensor:
         """The logits a = y W + b, (B, K, O)."""
@@ -74,14 +61,17 @@ class SigmoidLayer(nn.Module):
         add_product(self.weight.grad, y_NI.T, residual_NO)
         self.bias.grad.add_(residual_NO.sum(0))
 
-    @torch.no_grad()
-    def add_input_moment(self, seen: Observation, weight_BK: Tensor, moment_II: Tensor) -> None:
-        """Add Σ weight · ỹ ỹᵀ, where ỹ is the input with a 1 appended, to `moment_II` (I + 1, I + 1)."""
-        B, K = weight_BK.shape
-        if seen.inputs.shape[1] == 1 and K > 1:
-            weight_BK = weight_BK.sum(1, keepdim=True)
-        y_NI = F.pad(seen.inputs.reshape(B * weight_BK.shape[1], -1), (0, 1), value=1.0)
-        moment_II.addmm_(y_NI.T, y_NI * weight_BK.reshape(-1, 1))
+    def mean(self, y_BKI: Tensor, stream: Stream) -> Tensor:
+        """E[h|y] = σ(logits)."""
+        return torch.sigmoid(self.logits(y_BKI))
+
+    def linear_maps(self) -> list[LinearMap]:
+        """One: inputs to logits."""
+        return [LinearMap(self.weight, self.bias)]
+
+    def map_inputs(self, seen: Observation) -> list[Tensor]:
+        """The layer's inputs."""
+        return [seen.inputs]
 
 
 def weighted_pairs(seen: Observation, weight_BK: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,41 +84,45 @@ def weighted_pairs(seen: Observation, weight_BK: Tensor) -> tuple[Tensor, Tensor
     return seen.inputs.reshape(B * K, -1), residual_NO
 
 
-class BernoulliPrior(nn.Module):
-    """The top layer: p(h) = Π_i Bernoulli(h_i; σ(b_i)), with learned logits b."""
+class BernoulliPrior(Layer):
+    """Independent units as the top layer: p(h) = Π_i Bernoulli(h_i; σ(b_i)), with learned logits b."""
 
     def __init__(self, num_units: int):
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(num_units))
 
     @torch.no_grad()
-    def initialize(self, bias: float) -> None:
-        """The same logit for each unit."""
-        self.bias.fill_(bias)
+    def initialize(self, init: str, bias: Tensor | float, generator: torch.Generator) -> None:
+        """The given logits; there are no weights."""
+        self.bias.copy_(torch.as_tensor(bias).expand(len(self.bias)))
 
-    def sample(self, batch_size: int, stream: Stream) -> Tensor:
-        """Draw states (B, 1, H)."""
+    def sample(self, y_BKI: Tensor, num_samples: int, stream: Stream) -> Observation:
+        """Draw states (B, K, H)."""
         mean = torch.sigmoid(self.bias)
-        return bernoulli(mean, stream.uniform((batch_size, 1, len(mean))))
+        return self.observe(bernoulli(mean, stream.uniform((len(y_BKI), num_samples, len(mean)))), y_BKI)
 
-    def observe(self, h_BKO: Tensor) -> Observation:
-        """The given top units; the prior's only input is the constant 1 (its bias)."""
+    def observe(self, h_BKO: Tensor, y_BKI: Tensor) -> Observation:
+        """The given top units."""
         logits = self.bias.view(1, 1, -1)
-        ones = h_BKO.new_ones(h_BKO.shape[0], h_BKO.shape[1], 0)
-        return Observation(ones, h_BKO, logits, bernoulli_log_prob(h_BKO, logits))
+        return Observation(y_BKI, h_BKO, logits, bernoulli_log_prob(h_BKO, logits))
+
+    def mean(self, y_BKI: Tensor, stream: Stream) -> Tensor:
+        """E[h] = σ(b), (B, K, H)."""
+        return torch.sigmoid(self.bias).expand(*y_BKI.shape[:2], -1)
 
     @torch.no_grad()
     def add_gradient(self, seen: Observation, weight_BK: Tensor) -> None:
         """Add −Σ weight · ∂ log p(h) to the bias's `.grad`."""
         assert self.bias.grad is not None
-        _, residual_NO = weighted_pairs(seen, weight_BK)
+        ones = seen.units.new_ones(*seen.units.shape[:2], 0)
+        _, residual_NO = weighted_pairs(seen._replace(inputs=ones), weight_BK)
         self.bias.grad.add_(residual_NO.sum(0))
 
 
 def bernoulli(mean: Tensor, uniform_BKO: Tensor) -> Tensor:
     """Coins that fall on 1 with the given probabilities (broadcast), as 0.0 and 1.0 in their dtype."""
     # Written over the uniform numbers: a comparison that goes by way of bools takes ten times as long.
-    return torch.lt(uniform_BKO, mean, out=uniform_BKO).to(mean.dtype)
+    return torch.lt(uniform_BKO, mean.detach(), out=uniform_BKO).to(mean.dtype)
 
 
 def bernoulli_log_prob(h_BKO: Tensor, logits_BKO: Tensor) -> Tensor:

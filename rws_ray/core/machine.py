@@ -1,4 +1,4 @@
-"""The Helmholtz machine: a generative network p(x, h) and an inference network q(h|x) over layers of binary units.
+"""The Helmholtz machine: a generative network p(x, h) and an inference network q(h|x) over layers of units.
 
 p(x, h) = p(x|h1) p(h1|h2) … p(hL) and q(h|x) = q(h1|x) q(h2|h1) … q(hL|hL−1) (Bornschein & Bengio 2015, section 2).
 `layers` lists widths data side first. Suffixes: B batch, K samples per example, D visible units, H hidden units.
@@ -15,21 +15,24 @@ import torch
 from torch import Tensor, nn
 
 from rws_ray.core import storage
-from rws_ray.core.layers import BernoulliPrior, Observation, SigmoidLayer
+from rws_ray.core.conditional import Layer, Observation, Sizes
 from rws_ray.core.likelihood import Likelihood, estimate_likelihood
 from rws_ray.core.streams import Stream, generator
-
-HIDDEN_BIAS = -1.0  # units start sparse, σ(−1) = 0.27, as in the reference
+from rws_ray.kinds import Choice, load, stacks
 
 
 class HelmholtzMachine(nn.Module):
-    """A sigmoid belief network p with its inference network q.
+    """A generative network p with its inference network q, of layers of any kinds that fit together (rws_ray.kinds).
 
     Args:
         dim: D, the number of visible units.
         layers: widths of the stochastic layers, data side first.
         shape: of one example where it is an image, (height, width); () where it is not.
-        p_layer, q_layer: the kind of the conditionals, `sbn`.
+        p_layer: the kind of p's layers, or a list: data side first, the top last.
+        q_layer: the kind of q's layers, or a list: data side first.
+        hidden: widths of the deterministic layers inside each dsbn and gaussian layer, data side first; None: one, of
+            the mean of its inputs' and its units' number.
+        nade_hidden: hidden units of each nade layer; None: the smaller of its inputs' and its units' number.
     """
 
     def __init__(
@@ -37,22 +40,25 @@ class HelmholtzMachine(nn.Module):
         dim: int,
         layers: Sequence[int],
         shape: Sequence[int] = (),
-        p_layer: str = "sbn",
-        q_layer: str = "sbn",
+        p_layer: Choice = "sbn",
+        q_layer: Choice = "sbn",
+        hidden: Sequence[int] | None = None,
+        nade_hidden: int | None = None,
     ):
         super().__init__()
-        for kind in (p_layer, q_layer):
-            if kind not in storage.KINDS:
-                raise ValueError(f"there is no layer kind {kind!r}; there is {', '.join(storage.KINDS)}")
         if not layers:
             raise ValueError("a machine needs at least one hidden layer")
         self.dim, self.layers, self.shape = int(dim), [int(width) for width in layers], tuple(shape)
         self.p_layer, self.q_layer = p_layer, q_layer
-        widths = [self.dim, *self.layers]
-        pairs = list(itertools.pairwise(widths))
-        self.p = _stack([SigmoidLayer(above, below) for below, above in pairs])
-        self.prior = BernoulliPrior(widths[-1])
-        self.q = _stack([SigmoidLayer(below, above) for below, above in pairs])
+        self.hidden, self.nade_hidden = hidden, nade_hidden
+        p_kinds, q_kinds = stacks(p_layer, q_layer, len(self.layers))
+        pairs = list(itertools.pairwise([self.dim, *self.layers]))
+        upwards = Sizes(None if hidden is None else tuple(hidden), nade_hidden)
+        downwards = upwards._replace(hidden=None if hidden is None else tuple(reversed(hidden)))
+        p = [load(kind)(above, below, downwards) for kind, (below, above) in zip(p_kinds[:-1], pairs, strict=True)]
+        self.p = _stack(p)
+        self.prior = load(p_kinds[-1]).top(self.layers[-1], downwards)
+        self.q = _stack([load(kind)(*pair, upwards) for kind, pair in zip(q_kinds, pairs, strict=True)])
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, as plain data."""
@@ -60,12 +66,14 @@ class HelmholtzMachine(nn.Module):
             "dim": self.dim,
             "layers": self.layers,
             "shape": list(self.shape),
-            "p_layer": self.p_layer,
-            "q_layer": self.q_layer,
+            "p_layer": self.p_layer if isinstance(self.p_layer, str) else list(self.p_layer),
+            "q_layer": self.q_layer if isinstance(self.q_layer, str) else list(self.q_layer),
+            "hidden": None if self.hidden is None else list(self.hidden),
+            "nade_hidden": self.nade_hidden,
         }
 
     def initialize(self, seed: int, init: str = "glorot", visible_mean: Tensor | None = None) -> HelmholtzMachine:
-        """Random weights, hidden biases −1, visible biases the logits of the training means where they are given.
+        """Random weights and the kinds' own biases; visible biases are the logits of the means where they are given.
 
         Args:
             seed: of the weights.
@@ -75,12 +83,11 @@ class HelmholtzMachine(nn.Module):
         if init not in ("glorot", "reference"):
             raise ValueError(f"there is no initialisation {init!r}; there are glorot and reference")
         draws = generator(seed, "init")
-        visible = HIDDEN_BIAS if visible_mean is None else torch.logit(visible_mean.double())
-        for index, layer in enumerate(self.p):
-            layer.initialize(init, visible if index == 0 else HIDDEN_BIAS, draws)
-        self.prior.initialize(HIDDEN_BIAS)
-        for layer in self.q:
-            layer.initialize(init, HIDDEN_BIAS, draws)
+        for layer in (*self.p, self.prior, *self.q):
+            if layer is self.p[0] and visible_mean is not None:
+                layer.initialize(init, torch.logit(visible_mean.double()), draws)
+            else:
+                layer.initialize(init, layer.hidden_bias, draws)
         return self
 
     # The two networks, layer by layer: what estimators and likelihoods are made of.
@@ -103,11 +110,11 @@ class HelmholtzMachine(nn.Module):
         """p's layers at given states, data side first, the prior last."""
         units = [x_BD.unsqueeze(1), *h[:-1]]
         layers = [layer.observe(below, above) for layer, below, above in zip(self.p, units, h, strict=True)]
-        return [*layers, self.prior.observe(h[-1])]
+        return [*layers, self.prior.observe(h[-1], _nothing(h[-1]))]
 
     def dream(self, num: int, stream: Stream) -> tuple[Tensor, list[Tensor]]:
         """Draw (x, h) ~ p: x (num, D), h[l] (num, 1, H_l)."""
-        units = self.prior.sample(num, stream)
+        units = self.prior.sample(_nothing(next(self.parameters()).new_empty(num)), 1, stream).units
         h = [units]
         for layer in reversed(self.p):
             units = layer.sample(units, 1, stream).units
@@ -158,9 +165,9 @@ class HelmholtzMachine(nn.Module):
     @torch.no_grad()
     def reconstruct(self, x_BD: Any, num_samples: int = 1, seed: int = 0) -> Tensor:
         """Mean of p(x|h1) over K samples h1 ~ q(h1|x): (B, D) probabilities."""
-        x_BD = self.rows(x_BD)
-        h = self.infer(x_BD, num_samples, self._stream(seed, "posterior"))[0].units
-        return torch.sigmoid(self.p[0].logits(h)).mean(1)
+        x_BD, stream = self.rows(x_BD), self._stream(seed, "posterior")
+        h = self.infer(x_BD, num_samples, stream)[0].units
+        return self.p[0].mean(h, stream).mean(1)
 
     # Storage: config.json and model.safetensors, nothing that is executed.
 
@@ -182,7 +189,7 @@ class HelmholtzMachine(nn.Module):
 
     def rows(self, x_BD: Any) -> Tensor:
         """Rows of 0 and 1 (tensor, array or nested list) as this machine's floats; ValueError where they are not."""
-        weight = self.prior.bias
+        weight = next(self.parameters())
         try:
             # Arrays are copied: a memory map is read-only, which torch cannot share.
             x_BD = x_BD.to(weight.device) if isinstance(x_BD, Tensor) else torch.tensor(x_BD, device=weight.device)
@@ -195,12 +202,17 @@ class HelmholtzMachine(nn.Module):
         return x_BD.to(weight.dtype)
 
     def _stream(self, seed: int, purpose: str) -> Stream:
-        return Stream(generator(seed, purpose, device=self.prior.bias.device))
+        return Stream(generator(seed, purpose, device=next(self.parameters()).device))
 
 
-def _stack(layers: list[SigmoidLayer]) -> Sequence[SigmoidLayer]:
+def _stack(layers: list[Layer]) -> Sequence[Layer]:
     """A ModuleList, typed by what it holds."""
-    return cast("Sequence[SigmoidLayer]", nn.ModuleList(layers))
+    return cast("Sequence[Layer]", nn.ModuleList(layers))
+
+
+def _nothing(like: Tensor) -> Tensor:
+    """What the top layer is given: no units, (B, 1, 0)."""
+    return like.new_empty(len(like), 1, 0)
 
 
 def total_log_prob(seen: Sequence[Observation]) -> Tensor:

@@ -12,12 +12,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rws_ray.kinds import KINDS, stacks
+
 FORMAT = "rws_ray.helmholtz"
 VERSION = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 MAX_UNITS = 1_000_000
-KINDS = ("sbn",)
+SINCE = {"hidden", "nade_hidden"}  # keys that older models do not have
 
 
 def write_model(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -53,8 +55,8 @@ def check_config(file: Path, config: Any) -> dict[str, Any]:
         raise ValueError(f"{file} has format version {config.get('version')!r}; this program reads {VERSION}")
     arguments = {key: value for key, value in config.items() if key not in ("format", "version")}
     expected = {"dim", "layers", "shape", "p_layer", "q_layer"}
-    if set(arguments) != expected:
-        raise ValueError(f"{file} must have the keys {sorted(expected)}, not {sorted(arguments)}")
+    if not expected <= set(arguments) <= expected | SINCE:
+        raise ValueError(f"{file} must have the keys {sorted(expected | SINCE)}, not {sorted(arguments)}")
     layers, shape = arguments["layers"], arguments["shape"]
     if not isinstance(layers, list) or not layers or not all(map(_is_width, [arguments["dim"], *layers])):
         raise ValueError(f"{file}: dim and layers must be whole numbers from 1 to {MAX_UNITS}")
@@ -62,10 +64,27 @@ def check_config(file: Path, config: Any) -> dict[str, Any]:
         raise ValueError(f"{file}: shape must be a list of whole numbers, not {shape!r}")
     if shape and math.prod(shape) != arguments["dim"]:
         raise ValueError(f"{file}: shape {shape} does not hold the {arguments['dim']} units of dim")
-    for key in ("p_layer", "q_layer"):
-        if arguments[key] not in KINDS:
-            raise ValueError(f"{file}: {key} is {arguments[key]!r}; this program knows {', '.join(KINDS)}")
+    hidden, nade_hidden = arguments.get("hidden"), arguments.get("nade_hidden")
+    if hidden is not None and not (isinstance(hidden, list) and all(map(_is_width, hidden))):
+        raise ValueError(f"{file}: hidden must be a list of whole numbers from 1 to {MAX_UNITS}, not {hidden!r}")
+    if nade_hidden is not None and not _is_width(nade_hidden):
+        raise ValueError(f"{file}: nade_hidden must be a whole number from 1 to {MAX_UNITS}, not {nade_hidden!r}")
+    _check_kinds(file, arguments["p_layer"], arguments["q_layer"], len(layers))
     return arguments
+
+
+def _check_kinds(file: Path, p_layer: Any, q_layer: Any, depth: int) -> None:
+    for key, choice in (("p_layer", p_layer), ("q_layer", q_layer)):
+        kinds = choice if isinstance(choice, list) else [choice]
+        if unknown := [kind for kind in kinds if not isinstance(kind, str) or kind not in KINDS]:
+            raise ValueError(
+                f"{file}: {key} is {unknown[0]!r}, which this process does not know; it knows {', '.join(KINDS)}. A "
+                "stored model brings no code: register the kind's class before it is loaded (docs/extending.md)"
+            )
+    try:
+        stacks(p_layer, q_layer, depth)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
 
 
 def _is_width(value: Any) -> bool:

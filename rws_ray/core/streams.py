@@ -28,7 +28,7 @@ def generator(seed: int, purpose: str, *counters: int, device: torch.device | st
 
 
 class Stream:
-    """Uniform numbers for a batch: from one generator, or from one for each example.
+    """Uniform and normal numbers for a batch: from one generator, or from one for each example.
 
     With one for each example (as likelihood estimates use) an example's numbers do not depend on its neighbours.
     """
@@ -47,6 +47,19 @@ class Stream:
         if not self.generators:
             return torch.empty(shape)
         return torch.stack([_uniform(shape[1:], each) for each in self.generators])
+
+    def normal(self, shape: tuple[int, int, int]) -> Tensor:
+        """Standard normal float32, shape (B, K, H)."""
+        if len(self.generators) == 1:
+            return _normal(shape, self.generators[0])
+        assert len(self.generators) == shape[0]
+        if not self.generators:
+            return torch.empty(shape)
+        return torch.stack([_normal(shape[1:], each) for each in self.generators])
+
+
+def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=generator, device=generator.device)
 
 
 def _uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -7,10 +7,9 @@ Order: p's layers data side first, the prior, q's layers; so p and q are one sli
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rws_ray.core.estimators import InputMoments
 from rws_ray.core.machine import HelmholtzMachine
@@ -22,20 +21,40 @@ class FlatLayout:
     Attributes:
         num_parameters: length of the parameters' part, p's first `num_p` of them.
         num_summed: parameters and, behind them, `num_sums` entries of the estimator's own: what each batch sums.
-        length: and behind these, the layers' second moments (I + 1, I + 1) of their inputs.
+        length: and behind these, the second moments of the inputs of the layers' linear maps.
+        maps: all layers' linear maps, in the order of the parameters.
+        others: where parameters lie that are in no linear map.
     """
 
     def __init__(self, machine: HelmholtzMachine, num_sums: int = 0):
-        self.parameters = [*_parameters(machine.p), *machine.prior.parameters(), *_parameters(machine.q)]
+        layers = [*machine.p, machine.prior, *machine.q]
+        self.parameters = [parameter for layer in layers for parameter in layer.parameters()]
         self.num_parameters = sum(parameter.numel() for parameter in self.parameters)
-        self.num_p = self.num_parameters - sum(parameter.numel() for parameter in _parameters(machine.q))
-        layers = [*machine.p, *machine.q]
-        self.moment_sizes = [layer.weight.shape[0] + 1 for layer in layers]
-        self.depth = len(machine.p)
-        width = len(machine.prior.bias)
-        self.prior = slice(self.num_p - width, self.num_p)
+        self.num_p = self.num_parameters - sum(each.numel() for layer in machine.q for each in layer.parameters())
+        maps = [layer.linear_maps() for layer in layers]
+        self.maps = [each for of_layer in maps for each in of_layer]
+        self.maps_per_layer, self.num_p_layers = [len(of_layer) for of_layer in maps], len(machine.p) + 1
+        self.moment_sizes = [each.weight.shape[0] + (each.bias is not None) for each in self.maps]
         self.num_summed = self.num_parameters + num_sums
         self.length = self.num_summed + sum(size * size for size in self.moment_sizes)
+        self._map_slices, self.others = self._places()
+
+    def _places(self) -> tuple[list[slice], list[slice]]:
+        """Where each linear map lies in a vector, weights then bias; and where the other parameters lie."""
+        ends = itertools.accumulate(parameter.numel() for parameter in self.parameters)
+        places = {
+            id(parameter): slice(end - parameter.numel(), end)
+            for parameter, end in zip(self.parameters, ends, strict=True)
+        }
+        found = []
+        for each in self.maps:
+            place = places.pop(id(each.weight))
+            if each.bias is not None:
+                bias = places.pop(id(each.bias))
+                assert place.stop == bias.start
+                place = slice(place.start, bias.stop)
+            found.append(place)
+        return found, list(places.values())
 
     def flatten_parameters(self) -> Tensor:
         """The parameters in one new vector, of which they become views."""
@@ -63,25 +82,17 @@ class FlatLayout:
         return vector[self.num_parameters : self.num_summed]
 
     def squares(self, moments: Tensor) -> list[Tensor]:
-        """The moments' part of a vector as one (I + 1, I + 1) matrix a sigmoid layer, p's first."""
+        """The moments' part of a vector as one matrix for each linear map, (I + 1, I + 1) with a bias, else (I, I)."""
         pieces = moments.split([size * size for size in self.moment_sizes])
         return [piece.view(size, size) for piece, size in zip(pieces, self.moment_sizes, strict=True)]
 
     def input_moments(self, vector: Tensor) -> InputMoments:
-        """The moments in a vector of full length, by network."""
-        squares = self.squares(vector[self.num_summed :])
-        return InputMoments(p=squares[: self.depth], q=squares[self.depth :])
+        """The moments in a vector of full length, by network and layer."""
+        squares = iter(self.squares(vector[self.num_summed :]))
+        layers = [list(itertools.islice(squares, count)) for count in self.maps_per_layer]
+        return InputMoments(p=layers[: self.num_p_layers], q=layers[self.num_p_layers :])
 
     def matrices(self, vector: Tensor) -> list[Tensor]:
-        """Each sigmoid layer's weights with the bias as last row, (I + 1, O), in the order of the moments."""
-        offsets = [0, *itertools.accumulate(parameter.numel() for parameter in self.parameters)]
-        found = []
-        for parameter, start in zip(self.parameters, offsets, strict=False):
-            if parameter.dim() == 2:
-                rows, columns = parameter.shape
-                found.append(vector[start : start + (rows + 1) * columns].view(rows + 1, columns))
-        return found
-
-
-def _parameters(layers: Sequence[nn.Module]) -> list[nn.Parameter]:
-    return [parameter for layer in layers for parameter in layer.parameters()]
+        """Each linear map's weights, with the bias as last row where it has one, in the order of the moments."""
+        places = zip(self._map_slices, self.moment_sizes, strict=True)
+        return [vector[place].view(num_rows, -1) for place, num_rows in places]

@@ -267,9 +267,7 @@ class Fitter:
 def new_machine(job: Job, dataset: Dataset, initial: Path | None) -> HelmholtzMachine:
     """The machine that the job starts from: fresh, or with the weights of a stored one."""
     if initial is None:
-        model = job.model
-        machine = HelmholtzMachine(dataset.dim, model.layers, dataset.shape, model.p_layer, model.q_layer)
-        return machine.initialize(job.seed, model.init, smoothed_means(dataset.train))
+        return job_machine(job, dataset).initialize(job.seed, job.model.init, smoothed_means(dataset.train))
     try:
         machine = HelmholtzMachine.load(initial)
     except ValueError as error:
@@ -279,7 +277,19 @@ def new_machine(job: Job, dataset: Dataset, initial: Path | None) -> HelmholtzMa
             f"model.warm_start: that model has {machine.dim} visible units and layers {machine.layers}; the job asks "
             f"for {dataset.dim} and {job.model.layers}."
         )
+    theirs, ours = machine.config(), job_machine(job, dataset).config()
+    for key in ("p_layer", "q_layer", "hidden", "nade_hidden"):
+        if theirs[key] != ours[key]:
+            raise ModelError(f"model.warm_start: that model has {key} = {theirs[key]}; the job asks for {ours[key]}.")
     return machine
+
+
+def job_machine(job: Job, dataset: Dataset) -> HelmholtzMachine:
+    """The machine that the job describes, its parameters all zero."""
+    model = job.model
+    return HelmholtzMachine(
+        dataset.dim, model.layers, dataset.shape, model.p_layer, model.q_layer, model.hidden, model.nade_hidden
+    )
 
 
 def fit(

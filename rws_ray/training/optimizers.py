@@ -69,7 +69,7 @@ class Momentum:
 
 
 class Natural(Momentum):
-    """Momentum on gradients preconditioned by the second moments of each layer's inputs.
+    """Momentum on gradients preconditioned by the second moments of the inputs of each layer's linear maps.
 
     Each layer is a weighted logistic regression on observed inputs, so the input side of its curvature is
     A = E[ỹ ỹᵀ], ỹ the input with a 1 appended. The gradient of the layer (weights with the bias as last row) becomes
@@ -98,9 +98,13 @@ class Natural(Momentum):
 
     def update(self, theta: Tensor, gradient: Tensor, rates: Rates, step: int) -> None:
         """Move θ in place along the preconditioned gradient."""
-        for matrix_IO, inverse_II in zip(self.layout.matrices(gradient), self._squares("preconditioner"), strict=True):
+        matrices, inverses = self.layout.matrices(gradient), self._squares("preconditioner")
+        for each, matrix_IO, inverse_II in zip(self.layout.maps, matrices, inverses, strict=True):
             matrix_IO.copy_(product(inverse_II, matrix_IO))
-        gradient[self.layout.prior].mul_(self.damping / (1 + self.damping))  # its only input is 1, so A = 1
+            if each.mask is not None:
+                matrix_IO[: len(each.mask)].mul_(each.mask)
+        for place in self.layout.others:
+            gradient[place].mul_(self.damping / (1 + self.damping))  # their only input is 1, so A = 1
         super().update(theta, gradient, rates, step)
 
     def _squares(self, name: str) -> list[Tensor]:

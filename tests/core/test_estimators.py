@@ -72,8 +72,11 @@ def assert_expected(draws, expected):
 
 
 def zero_moments(machine):
-    sizes = [[layer.weight.shape[0] + 1 for layer in layers] for layers in (machine.p, machine.q)]
-    return InputMoments(*[[torch.zeros(size, size, dtype=torch.float64) for size in each] for each in sizes])
+    p, q = (
+        [[torch.zeros(size, size, dtype=torch.float64)] for size in (layer.weight.shape[0] + 1 for layer in layers)]
+        for layers in (machine.p, machine.q)
+    )
+    return InputMoments([*p, []], q)  # the top has no inputs
 
 
 @DEPTHS
@@ -118,9 +121,9 @@ def test_input_moments_are_the_sums_of_outer_products_under_the_weights_of_the_u
     wake_inputs = [x_BD.unsqueeze(1).expand(-1, num_samples, -1), *h[:-1]]
     dream_inputs = [x_dream.unsqueeze(1), *h_dream[:-1]]
     for index in range(len(layers)):
-        torch.testing.assert_close(moments.p[index], outer_products(w_BK, h[index]), rtol=0, atol=1e-10)
+        torch.testing.assert_close(moments.p[index][0], outer_products(w_BK, h[index]), rtol=0, atol=1e-10)
         wake, sleep = outer_products(w_BK, wake_inputs[index]), outer_products(each, dream_inputs[index])
-        torch.testing.assert_close(moments.q[index], wake_mix * wake + (1 - wake_mix) * sleep, rtol=0, atol=1e-10)
+        torch.testing.assert_close(moments.q[index][0], wake_mix * wake + (1 - wake_mix) * sleep, rtol=0, atol=1e-10)
 
 
 def outer_products(weight_BK, y_BKI):
@@ -182,7 +185,8 @@ def test_gradient_sums_of_unequal_shards_add_up_to_the_batchs(wake_mix, num_drea
         moments = zero_moments(machine)
         grads, info = update(machine, x_BD[list(rows)], estimator, wake, sleep, moments)
         sums = {**grads, **info._asdict()}
-        sums |= {f"{net}.{index}": each for net in ("p", "q") for index, each in enumerate(getattr(moments, net))}
+        of_maps = {net: [each for layer in getattr(moments, net) for each in layer] for net in ("p", "q")}
+        sums |= {f"{net}.{index}": each for net, maps in of_maps.items() for index, each in enumerate(maps)}
         return sums
 
     whole, small, large = shard(range(8)), shard(range(3)), shard(range(3, 8))

@@ -106,7 +106,7 @@ def test_the_priors_local_gradient_equals_autograds():
     prior, h, weight_BK = BernoulliPrior(3).double(), bits(2, 4, 3), normal(2, 4)
     with torch.no_grad():
         prior.bias.copy_(normal(3))
-    seen = prior.observe(h)
+    seen = prior.observe(h, torch.zeros(2, 1, 0, dtype=torch.float64))
     torch.testing.assert_close(seen.log_prob, bernoulli(h, prior.bias), rtol=0, atol=1e-12)
     (-weight_BK * bernoulli(h, prior.bias)).sum().backward()
     expected = prior.bias.grad.clone()
@@ -120,7 +120,7 @@ def test_the_input_moment_is_the_weighted_sum_of_outer_products_with_a_one_appen
     layer, y, weight_BK = layer_of(5, 3), bits(2, inputs_k, 5), bits(2, 4) + 0.5
     start = normal(6, 6)
     moment = start.clone()
-    layer.add_input_moment(layer.observe(bits(2, 4, 3), y), weight_BK, moment)
+    layer.add_input_moments(layer.observe(bits(2, 4, 3), y), weight_BK, [moment])
     extended = torch.cat([y, torch.ones(2, inputs_k, 1, dtype=torch.float64)], 2).expand(2, 4, 6)
     expected = start + torch.einsum("bk,bki,bkj->ij", weight_BK, extended, extended)
     torch.testing.assert_close(moment, expected, rtol=0, atol=1e-12)

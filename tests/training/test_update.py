@@ -114,7 +114,8 @@ def test_natural_preconditions_each_layer_by_its_input_moment():
     expected = gradient.clone()
     for matrix, moment in zip(flat.matrices(expected), flat.squares(moments), strict=True):
         matrix.copy_(damping * torch.linalg.solve(moment + damping * torch.eye(len(moment)), matrix.clone()))
-    expected[flat.prior] *= damping / (1 + damping)
+    (prior,) = flat.others
+    expected[prior] *= damping / (1 + damping)
     ours = Natural(flat, theta, damping)
     ours.add_moments(moments, 0)
     ours.update(theta, gradient.clone(), Rates(1.0, 1.0), 0)
@@ -128,7 +129,8 @@ def test_the_layers_matrices_are_their_weights_with_the_bias_as_last_row():
     for matrix, layer in zip(flat.matrices(vector), [*machine.p, *machine.q], strict=True):
         assert torch.equal(matrix[:-1], layer.weight)
         assert torch.equal(matrix[-1], layer.bias)
-    assert torch.equal(vector[flat.prior], machine.prior.bias)
+    (prior,) = flat.others
+    assert torch.equal(vector[prior], machine.prior.bias)
 
 
 def test_separate_rates_move_p_and_q_separately():

@@ -44,8 +44,7 @@ def add_rws_gradients(
     weight_BK = normalized_weights(logw_BK)
     w_BK = weight_BK.to(x_BD.dtype)
 
-    add_layers(machine.p, seen_p[:-1], [w_BK] * len(machine.p), w_BK, moments.p if moments else None)
-    machine.prior.add_gradient(seen_p[-1], w_BK)
+    add_layers([*machine.p, machine.prior], seen_p, [w_BK] * len(seen_p), w_BK, moments.p if moments else None)
     mix = estimator.wake_mix
     if mix > 0:
         baseline = 1 / estimator.num_samples if estimator.control_variate else 0.0

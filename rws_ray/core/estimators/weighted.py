@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from rws_ray.core.conditional import Layer, Observation
 from rws_ray.core.importance import effective_sample_size, normalized_weights
-from rws_ray.core.layers import Observation, SigmoidLayer
 from rws_ray.core.machine import HelmholtzMachine, total_log_prob
 from rws_ray.core.streams import Stream
 
@@ -27,10 +27,10 @@ class Estimator(NamedTuple):
 
 
 class InputMoments(NamedTuple):
-    """Sums Σ weight · ỹ ỹᵀ over a batch, (I + 1, I + 1) for each sigmoid layer, data side first."""
+    """Sums Σ weight · ỹ ỹᵀ over a batch, for each linear map of each layer: data side first, p's top last."""
 
-    p: list[Tensor]
-    q: list[Tensor]
+    p: list[list[Tensor]]
+    q: list[list[Tensor]]
 
 
 class StepInfo(NamedTuple):
@@ -79,24 +79,23 @@ def add_weighted(
     """
     dtype = drawn.p[0].units.dtype
     p_BK = p_BK.to(dtype)
-    add_layers(machine.p, drawn.p[:-1], [p_BK] * len(machine.p), p_BK, moments.p if moments else None)
-    machine.prior.add_gradient(drawn.p[-1], p_BK)
+    add_layers([*machine.p, machine.prior], drawn.p, [p_BK] * len(drawn.p), p_BK, moments.p if moments else None)
     even_BK = p_BK.new_full(p_BK.shape, 1 / p_BK.shape[1]) if moment_BK is None else moment_BK.to(dtype)
     add_layers(machine.q, drawn.q, [each.to(dtype) for each in q], even_BK, moments.q if moments else None)
 
 
 def add_layers(
-    layers: Sequence[SigmoidLayer],
+    layers: Sequence[Layer],
     seen: Sequence[Observation],
     weights: Sequence[Tensor],
     moment_BK: Tensor,
-    moments: list[Tensor] | None,
+    moments: list[list[Tensor]] | None,
 ) -> None:
-    """Add each layer's weighted gradient, and its input moment where they are wanted."""
+    """Add each layer's weighted gradient, and its input moments where they are wanted."""
     for index, (layer, each, weight_BK) in enumerate(zip(layers, seen, weights, strict=True)):
         layer.add_gradient(each, weight_BK)
         if moments is not None:
-            layer.add_input_moment(each, moment_BK, moments[index])
+            layer.add_input_moments(each, moment_BK, moments[index])
 
 
 def step_info(bound_B: Tensor, logw_BK: Tensor) -> StepInfo:
