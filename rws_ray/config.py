@@ -206,7 +206,6 @@ FREE_KEYS = (
     "data.path",
     "data.memory",
     "scale.num_workers",
-    "scale.min_workers",
     "scale.use_gpu",
     "scale.threads_per_worker",
     "optim.epochs",

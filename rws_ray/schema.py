@@ -25,6 +25,23 @@ def _split(value: Any) -> Any:
 Kinds = Annotated[str | list[str], BeforeValidator(_split)]
 
 
+def _number_or_pair(value: Any) -> Any:
+    """A command line's words are a list, also where there is but one."""
+    values = list(value) if isinstance(value, list | tuple) else [value]
+    try:
+        numbers = [int(str(each)) for each in values]
+    except ValueError:
+        numbers = []
+    if len(numbers) == 1 and numbers[0] >= 0:
+        return numbers[0]
+    if len(numbers) == 2 and 1 <= numbers[0] <= numbers[1]:
+        return tuple(numbers)
+    raise ValueError("write a number of workers, or [least, most] with least at least 1")
+
+
+Workers = Annotated[int | tuple[int, int], BeforeValidator(_number_or_pair)]
+
+
 class Section(BaseModel):
     """One table of the job."""
 
@@ -115,8 +132,9 @@ class EvalConfig(Section):
 class ScaleConfig(Section):
     """Where and how it runs."""
 
-    num_workers: int = Field(1, ge=0, description="Ray Train workers; 0: in this process, without Ray")
-    min_workers: int = Field(0, ge=0, description="go on with as few as nodes come and go; 0: num_workers alone")
+    num_workers: Workers = Field(
+        1, description="Ray Train workers; 0: in this process; [least, most]: as many as nodes come and go"
+    )
     use_gpu: bool = Field(False, description="one GPU for each worker")
     threads_per_worker: int = Field(1, ge=1, description="CPU threads for each worker")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="factors of the gradients' products")
@@ -124,6 +142,21 @@ class ScaleConfig(Section):
     checkpoint_steps: int = Field(0, ge=0, description="steps between checkpoints beside those at reports; 0: off")
     storage: str | None = Field(None, description="of checkpoints: folder or s3://bucket/prefix (default: the run)")
     reduction: Literal["exact", "fast"] = Field("exact", description="exact: the same bits for any number of workers")
+
+    @property
+    def min_workers(self) -> int:
+        """The fewest workers that the run goes on with."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def max_workers(self) -> int:
+        """The most workers that the run may have; 0: it runs in the process that asked for it."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number of workers may change as the run goes."""
+        return self.min_workers < self.max_workers
 
 
 class TrackConfig(Section):
@@ -218,14 +251,9 @@ class Job(BaseSettings):
             stacks(self.model.p_layer, self.model.q_layer, len(self.model.layers))
         except ValueError as error:
             raise ValueError(f"model.{error}") from None
-        if self.scale.min_workers > self.scale.num_workers:
+        if self.scale.max_workers > self.scale.micro_shards:
             raise ValueError(
-                f"scale: {self.scale.min_workers} workers at least are more than the {self.scale.num_workers} at most; "
-                "lower scale.min_workers or raise scale.num_workers"
-            )
-        if self.scale.num_workers > self.scale.micro_shards:
-            raise ValueError(
-                f"scale: {self.scale.num_workers} workers cannot share {self.scale.micro_shards} micro-shards; "
+                f"scale: {self.scale.max_workers} workers cannot share {self.scale.micro_shards} micro-shards; "
                 "set scale.micro_shards to at least the number of workers"
             )
         if self.optim.batch_size < self.scale.micro_shards:

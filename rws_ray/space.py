@@ -170,10 +170,9 @@ class Space:
         return make_job(unflatten(flat), f"a trial with {told}" if told else "the space")
 
     def largest(self, key: str) -> Any:
-        """The largest value that a trial can have for a numeric key."""
-        ranges = self.domains.get(key, ())
-        found = [value for each in ranges for value in each.values]
-        return max([*found, self._default(key)])
+        """The largest value that a trial can have for a numeric key; of [least, most], most."""
+        found = [value for each in self.domains.get(key, ()) for value in each.values]
+        return max(max(value) if isinstance(value, list) else value for value in [*found, self._default(key)])
 
     def _active(self, key: str, values: Values) -> Domain | None:
         """The range of a key that counts, the keys before it being as they are."""

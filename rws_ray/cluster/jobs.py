@@ -63,7 +63,7 @@ def prepare(job: Job) -> PreparedJob:
             f"{dataset.train.num_rows}."
         )
     if job.scale.use_gpu:
-        check_gpus(max(job.scale.num_workers, 1))
+        check_gpus(max(job.scale.min_workers, 1))
     if job.scale.storage:
         check_writable(job.scale.storage)
     digests = {"data": dataset.digest}

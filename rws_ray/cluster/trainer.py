@@ -31,7 +31,7 @@ from rws_ray.training.folder import RunFolder, checkpoint_place
 from rws_ray.training.loop import Outcome, fit
 from rws_ray.training.reduction import Group
 
-RESIZE_INTERVAL_S = 60.0  # between looks for nodes that came or went, where scale.min_workers lets them
+RESIZE_INTERVAL_S = 60.0  # between looks for nodes that came or went, where scale.num_workers lets them
 MAX_FAILURES = 3  # restarts of the worker group before a run counts as failed
 Show = Callable[[dict[str, Any]], None]
 
@@ -47,7 +47,7 @@ def train_run(
     append = functools.partial(append_report, folder.reports)
     place = checkpoint_place(folder, job)
     with _following(folder.reports, show):
-        if job.scale.num_workers == 0:
+        if job.scale.max_workers == 0:
             outcome = fit(job, dataset, Group(), open_store(place), append, initial)
             assert outcome is not None
             return outcome
@@ -80,7 +80,7 @@ def fit_on_workers(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     scale = job.scale
-    resources = {"CPU": cpus_per_worker(scale.min_workers or scale.num_workers, scale.threads_per_worker)}
+    resources = {"CPU": cpus_per_worker(scale.min_workers, scale.threads_per_worker)}
     scratch = folder.path / "ray"
     trainer = TorchTrainer(
         _worker,
@@ -93,7 +93,7 @@ def fit_on_workers(
         },
         torch_config=TorchConfig(backend="nccl" if scale.use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=(scale.min_workers, scale.num_workers) if scale.min_workers else scale.num_workers,
+            num_workers=(scale.min_workers, scale.max_workers) if scale.is_elastic else scale.max_workers,
             use_gpu=scale.use_gpu,
             resources_per_worker=resources,
             elastic_resize_monitor_interval_s=RESIZE_INTERVAL_S,

@@ -60,7 +60,7 @@ def enveloped(record: dict[str, Any]) -> dict[str, Any]:
 def _train(config: dict[str, Any], dataset: Dataset, report: Any) -> None:
     job = Job(**config["job"])
     initial = None if config["initial"] is None else Path(config["initial"])
-    if job.scale.num_workers <= 1:
+    if job.scale.max_workers <= 1:
         device = torch.device("cuda" if job.scale.use_gpu else "cpu")
         group = Group(0, 1, device)
         fit(job, dataset, group, open_store(config["place"]), report, initial, with_test=False)
@@ -89,7 +89,7 @@ def _relay() -> Any:
 
 def trial_resources(job: Job) -> dict[str, float]:
     """What the trial's own process holds; the workers of a Ray Train run inside it ask for themselves."""
-    if job.scale.num_workers > 1:
+    if job.scale.max_workers > 1:
         return {"CPU": 0, "memory": DRIVER_MEMORY}
     cpus = cpus_per_worker(1, job.scale.threads_per_worker)
     return {"CPU": cpus, "GPU": 1} if job.scale.use_gpu else {"CPU": cpus}

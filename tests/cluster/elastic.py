@@ -31,10 +31,10 @@ JOB = {
     "eval.final_num_samples": 10,
     "scale.checkpoint_steps": 5,
 }
-ELASTIC = {"scale.num_workers": 2, "scale.min_workers": 1}
+ELASTIC = {"scale.num_workers": [1, 2]}
 
 
-def train(folder: Path, workers: dict[str, int], show: Any) -> str:
+def train(folder: Path, workers: dict[str, Any], show: Any) -> str:
     """Train on so many workers; the digest of the weights."""
     folder.mkdir()
     job = make_job(unflatten(JOB | workers))

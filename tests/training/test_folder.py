@@ -29,7 +29,6 @@ FREE = {
     "data.memory": "streamed",
     "model.warm_start": "models:/other/1",  # the digest of its weights counts in its place
     "scale.num_workers": 2,
-    "scale.min_workers": 1,
     "scale.use_gpu": True,
     "scale.threads_per_worker": 2,
     "scale.checkpoint_steps": 5,
@@ -81,7 +80,7 @@ GROWING = {"optim.epochs"}
 
 
 def changed(key: str, value: object) -> Job:
-    together = {"estimator.name": {"estimator.num_samples": 1}, "scale.min_workers": {"scale.num_workers": 2}}
+    together = {"estimator.name": {"estimator.num_samples": 1}}
     changes = {key: value} | together.get(key, {})
     return tiny_job(**{name.replace(".", "__"): each for name, each in changes.items()})
 
