@@ -209,6 +209,7 @@ FREE_KEYS = (
     "scale.use_gpu",
     "scale.threads_per_worker",
     "optim.epochs",
+    "optim.on_nonfinite",
     "scale.checkpoint_steps",
     "scale.storage",
     "model.warm_start",

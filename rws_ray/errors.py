@@ -5,10 +5,13 @@ Exit codes: 1 a run failed, 2 the input is wrong (configuration, data, model nam
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
 from collections.abc import Callable
+
+FULL = (errno.ENOSPC, errno.EDQUOT)  # the store of a file has no room
 
 
 class RwsError(Exception):
@@ -65,6 +68,14 @@ def run_command(command: Callable[[list[str]], None], arguments: list[str] | Non
     except BrokenPipeError:
         # The reader of our output (head, less) has gone; the rest of it has no reader to be lost to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        if debugging():
+            traceback.print_exc()
+        reason = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        if error.errno in FULL:
+            reason += "; make room there, then run the same command again"
+        print(f"error: {' '.join(reason.split())[:600]} (RWS_DEBUG=1 shows where it happened)", file=sys.stderr)
         sys.exit(1)
     except Exception as error:
         if debugging():

@@ -118,6 +118,9 @@ class OptimConfig(Section):
     clip_norm: float = Field(0.0, ge=0, description="largest norm of the gradients of p and of q; 0: off")
     patience: int = Field(0, ge=0, description="stop after so many estimates without a better one; 0: never")
     damping: float = Field(0.5, gt=0, description="natural: λ in λ(A + λI)⁻¹")
+    on_nonfinite: Literal["stop", "skip", "rollback"] = Field(
+        "stop", description="a NaN or infinity: end the run, leave the update out, or go back to a checkpoint first"
+    )
 
 
 class EvalConfig(Section):

@@ -10,14 +10,16 @@ import platform
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
 
+from rws_ray.cluster.reports import Show
 from rws_ray.cluster.session import check_gpus
 from rws_ray.cluster.trainer import train_run
 from rws_ray.config import Job, home
@@ -29,12 +31,14 @@ from rws_ray.errors import ConfigError
 from rws_ray.estimators import ESTIMATORS
 from rws_ray.report import figures
 from rws_ray.tracking import Drain, RunLog, check_model_name, delivery, fetch_model, tracking_uri, unsent
-from rws_ray.training.checkpoint import check_writable
-from rws_ray.training.folder import RunFolder
+from rws_ray.training.checkpoint import Store, check_writable, open_store
+from rws_ray.training.folder import RunFolder, checkpoint_place
+from rws_ray.training.lease import lease
 from rws_ray.training.loop import Outcome
+from rws_ray.training.stopping import ask_to_stop, withdraw
 
-Show = Callable[[dict[str, Any]], None]
 STAR_KEYS = ("star_nll", "star_nll_stderr", "log_z", "log_z_stderr")  # where p* was fitted; `nll` is that of p
+GRACE_SECONDS = 15  # between the wish to stop and an end without the checkpoint that it should bring
 LIBRARIES = ("torch", "ray", "mlflow", "numpy", "pyarrow")
 
 
@@ -93,7 +97,7 @@ def run_job(prepared: PreparedJob, show: Show, restart: bool = False, verbose: b
     """
     job = prepared.job
     folder = RunFolder(home() / job.name)
-    with folder.lock(), _stoppable():
+    with folder.lock():
         folder.enter(job, prepared.digests, restart)
         finished = folder.result()
         if finished is not None:
@@ -101,8 +105,10 @@ def run_job(prepared: PreparedJob, show: Show, restart: bool = False, verbose: b
                 with Drain(folder.path, home()):
                     pass  # MLflow was away when the run ended
             return finished | _delivered(folder)
-        log = RunLog(folder.path)
-        with Drain(folder.path, home()):
+        log, store = RunLog(folder.path), open_store(checkpoint_place(folder, job))
+        withdraw(store)
+        held = lease(store, str(folder.path), show) if job.scale.storage else nullcontext()
+        with held, _stoppable(store, show), Drain(folder.path, home()):
             metrics = _run_tracked(prepared, folder, log, show, verbose)
         result = metrics | {"name": job.name, "folder": str(folder.path), "figures": str(folder.figures)}
         folder.write_result(result)
@@ -110,16 +116,34 @@ def run_job(prepared: PreparedJob, show: Show, restart: bool = False, verbose: b
 
 
 @contextmanager
-def _stoppable() -> Iterator[None]:
-    """Take SIGTERM (an eviction, `runs stop`) as Ctrl-C is taken: the run ends as KILLED and can go on later."""
+def _stoppable(store: Store, show: Show) -> Iterator[None]:
+    """Take SIGTERM (an eviction, `runs stop`) and Ctrl-C as the wish to stop after this step, with a checkpoint.
+
+    The second of either ends the run at once, and so do GRACE_SECONDS.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in before:
+            signal.signal(each, signal.default_int_handler)
+        signal.alarm(GRACE_SECONDS)
+        try:
+            ask_to_stop(store)
+        except OSError:
+            raise KeyboardInterrupt from None
+        show({"kind": "warning", "message": "stopping after this step; press Ctrl-C again to end at once"})
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.alarm(0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _run_tracked(prepared: PreparedJob, folder: RunFolder, log: RunLog, show: Show, verbose: bool) -> dict[str, Any]:

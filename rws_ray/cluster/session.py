@@ -18,9 +18,16 @@ DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "30",  # a stopped worker is replaced; Ray's own patience is 600 s
     "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread of Ray's that outlives its cluster would start another one
 }
 OBJECT_STORE_BYTES = 512 * 2**20
+
+
+def apply_defaults() -> None:
+    """Set what Ray reads from the environment, where nobody else has."""
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
 
 
 def on_a_cluster() -> bool:
@@ -35,8 +42,7 @@ def session(verbose: bool = False) -> Iterator[None]:
     Raises:
         InfrastructureError: RAY_ADDRESS names a cluster that does not answer.
     """
-    for name, value in DEFAULTS.items():
-        os.environ.setdefault(name, value)
+    apply_defaults()
     import ray
 
     if ray.is_initialized():

@@ -7,21 +7,19 @@ lives on the driver's node, into reports.jsonl, and from there to the progress l
 from __future__ import annotations
 
 import functools
-import json
 import shutil
-import threading
-import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rws_ray import errors
-from rws_ray.cluster.session import cpus_per_worker, session
+from rws_ray.cluster.attempts import LostError, Muster, losses, overdue, persevere
+from rws_ray.cluster.reports import Show, append_report, following, report_callback
+from rws_ray.cluster.session import apply_defaults, cpus_per_worker, is_gone, on_a_cluster, session
 from rws_ray.config import Job
 from rws_ray.core.machine import HelmholtzMachine
 from rws_ray.data import Dataset, StreamedSet
@@ -32,8 +30,8 @@ from rws_ray.training.loop import Outcome, fit
 from rws_ray.training.reduction import Group
 
 RESIZE_INTERVAL_S = 60.0  # between looks for nodes that came or went, where scale.num_workers lets them
-MAX_FAILURES = 3  # restarts of the worker group before a run counts as failed
-Show = Callable[[dict[str, Any]], None]
+MAX_FAILURES = 3  # restarts of the worker group in one attempt
+WATCH_SECONDS = 3.0
 
 
 def train_run(
@@ -43,18 +41,19 @@ def train_run(
 
     Raises:
         RwsError: the run failed; the message tells why.
+        KeyboardInterrupt: it was asked to stop, and did.
     """
     append = functools.partial(append_report, folder.reports)
     place = checkpoint_place(folder, job)
-    with _following(folder.reports, show):
+    with following(folder.reports, show):
         if job.scale.max_workers == 0:
             outcome = fit(job, dataset, Group(), open_store(place), append, initial)
-            assert outcome is not None
-            return outcome
-        with session(verbose):
-            outcome = fit_on_workers(job, dataset, folder, place, initial)
-            assert outcome is not None
-            return outcome
+        else:
+            with session(verbose):
+                outcome = fit_on_workers(job, dataset, folder, place, initial)
+    if outcome is None:
+        raise KeyboardInterrupt
+    return outcome
 
 
 def fit_on_workers(
@@ -68,6 +67,8 @@ def fit_on_workers(
 ) -> Outcome | None:
     """Train on Ray Train workers; reports go to the run's file, and to further callbacks of Ray's.
 
+    Workers, controller or nodes that are lost cost the steps since the last checkpoint, as long as the run gets on.
+
     Args:
         place: of the checkpoints.
         callbacks: ray.train.UserCallback objects.
@@ -76,26 +77,50 @@ def fit_on_workers(
     Raises:
         RwsError: the run failed.
     """
+    scratch = folder.path / "ray"
+    config = {
+        "job": job.resolved(),
+        "dataset": dataset.source or dataset,
+        "place": place,
+        "initial": initial,
+        "with_test": with_test,
+    }
+    folder.reports.touch()
+    try:
+        returned = persevere(
+            lambda: _attempt(job, config, folder.reports, scratch, callbacks),
+            lambda: max(open_store(place).steps(), default=-1),
+            lambda sentence: append_report(folder.reports, {"kind": "warning", "message": sentence}),
+        )
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    if isinstance(returned, RwsError):
+        raise returned
+    if returned is None:
+        return None
+    arguments, arrays, metrics = returned
+    machine = HelmholtzMachine(**arguments)
+    machine.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in arrays.items()})
+    return Outcome(machine, metrics)
+
+
+def _attempt(job: Job, config: dict[str, Any], reports: Path, scratch: Path, callbacks: Sequence[Any]) -> Any:
+    """What rank 0 returns of one Ray Train run; LostError where its workers or its controller died too often."""
     import ray.train
+    from ray.exceptions import RayActorError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    scale = job.scale
-    resources = {"CPU": cpus_per_worker(scale.min_workers, scale.threads_per_worker)}
-    scratch = folder.path / "ray"
+    apply_defaults()
+    scale, muster = job.scale, Muster()
+    cpus = cpus_per_worker(scale.min_workers, scale.threads_per_worker)
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={
-            "job": job.resolved(),
-            "dataset": dataset.source or dataset,
-            "place": place,
-            "initial": initial,
-            "with_test": with_test,
-        },
+        train_loop_config=config,
         torch_config=TorchConfig(backend="nccl" if scale.use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=(scale.min_workers, scale.max_workers) if scale.is_elastic else scale.max_workers,
             use_gpu=scale.use_gpu,
-            resources_per_worker=resources,
+            resources_per_worker={"CPU": cpus},
             elastic_resize_monitor_interval_s=RESIZE_INTERVAL_S,
         ),
         run_config=ray.train.RunConfig(
@@ -103,32 +128,45 @@ def fit_on_workers(
             name=f"attempt-{uuid.uuid4().hex[:8]}",
             storage_path=str(scratch),
             failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES),
-            callbacks=[_report_callback(folder.reports), *callbacks],
+            callbacks=[report_callback(reports), *callbacks],
         ),
     )
     try:
-        returned = _in_a_thread(trainer.fit).return_value
+        with following(reports, muster):
+            return _in_a_thread(trainer.fit, lambda: _vanished(job, cpus, muster)).return_value
+    except ray.train.WorkerGroupError as error:
+        raise LostError(losses(error.worker_failures)) from None
+    except RayActorError:
+        raise LostError("Ray's controller of the run died") from None
     except ray.train.TrainingFailedError as error:
+        if "startup timed out" in str(error):
+            raise overdue(scale.min_workers, cpus, scale.use_gpu) from None
         raise RunError(f"training failed on its workers: {' '.join(str(error).split())[-800:]}") from None
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    if isinstance(returned, RwsError):
-        raise returned
-    if returned is None:
-        return None
-    config, arrays, metrics = returned
-    machine = HelmholtzMachine(**config)
-    machine.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in arrays.items()})
-    return Outcome(machine, metrics)
 
 
-def _in_a_thread(call: Callable[[], Any]) -> Any:
-    """Call it beside the main thread, where Ray would take Ctrl-C for itself and end with exit code 0."""
+def _vanished(job: Job, cpus: float, muster: Muster) -> RunError | None:
+    """The error of a run that waits for workers in vain, or whose cluster on this machine is gone."""
+    if muster.is_overdue():
+        return overdue(job.scale.min_workers, cpus, job.scale.use_gpu)
+    if not on_a_cluster() and is_gone():
+        return RunError("Ray's processes on this machine died; run the same command again to go on.")
+    return None
+
+
+def _in_a_thread(call: Callable[[], Any], watch: Callable[[], RunError | None]) -> Any:
+    """Call it beside the main thread, where Ray would take Ctrl-C for itself and end with exit code 0.
+
+    Args:
+        watch: asked now and then; the error that it returns ends the wait.
+    """
     with ThreadPoolExecutor(1, thread_name_prefix="ray-train") as executor:
         running = executor.submit(call)
         try:
+            while not wait([running], WATCH_SECONDS).done:
+                if error := watch():
+                    raise error
             return running.result()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, RunError):
             import ray
 
             ray.shutdown()  # the workers end with it, and then the thread does
@@ -168,56 +206,3 @@ def _opened(config: dict[str, Any], group: Group) -> tuple[Dataset, Store]:
         name, sentence = failures[0].split(": ", 1)
         raise getattr(errors, name)(sentence)
     return dataset, store
-
-
-def _report_callback(reports: Path) -> Any:
-    from ray.train import UserCallback
-
-    class ReportCallback(UserCallback):
-        """Appends rank 0's reports to the run's file; runs in Ray's controller, where raising would end the run."""
-
-        def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-            append_report(reports, metrics[0])
-
-    return ReportCallback()
-
-
-def append_report(reports: Path, record: dict[str, Any]) -> None:
-    """Add one record to the run's reports."""
-    with reports.open("a") as stream:
-        stream.write(json.dumps({**record, "time": time.time()}) + "\n")
-
-
-@contextmanager
-def _following(reports: Path, show: Show) -> Iterator[None]:
-    """Call `show` with each record that is appended while the block lasts."""
-    reports.touch()
-    done = threading.Event()
-    failures: list[BaseException] = []
-
-    def follow() -> None:
-        with reports.open() as stream:
-            stream.seek(0, 2)
-            pending, is_last = "", False
-            while not is_last:
-                is_last = done.wait(0.1)
-                pending += stream.read()
-                *lines, pending = pending.split("\n")
-                for line in lines:
-                    show(json.loads(line))
-
-    def guarded() -> None:
-        try:
-            follow()
-        except BaseException as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=guarded, name="reports", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-    if failures:
-        raise failures[0]

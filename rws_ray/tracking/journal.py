@@ -136,11 +136,18 @@ class RunLog:
             self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         elif not self._is_open:
             raise ValueError(f"{self._file} holds no opened run: call open() before {record['kind']}()")
-        # Unbuffered, in append mode: the line goes out in one write, also where two processes hold the journal.
-        with self._file.open("ab", buffering=0) as stream:
-            _cut_torn_line(self._file)
-            stream.write(line)
-            os.fsync(stream.fileno())
+        try:
+            # In append mode: the line goes out in one write, also where two processes hold the journal.
+            with self._file.open("ab") as stream:
+                cut_torn_line(self._file)
+                stream.write(line)
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            raise RunError(
+                f"{self._file}: what MLflow is to know cannot be written ({error.strerror}). Make room, then run the "
+                "same command again."
+            ) from None
         if record["kind"] == "open":
             _sync_folder(self._file.parent)
 
@@ -181,7 +188,7 @@ def read_journal(run_folder: Path, offset: int = 0) -> list[Entry]:
     return entries
 
 
-def _cut_torn_line(file: Path) -> None:
+def cut_torn_line(file: Path) -> None:
     """Cut what a crash left of a last line, so that the next record starts a line of its own."""
     with file.open("rb+") as stream:
         size = stream.seek(0, os.SEEK_END)

@@ -7,14 +7,16 @@ one interval at most. The store is a local folder or an object store (s3://bucke
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 from pyarrow import fs
@@ -22,10 +24,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from rws_ray.errors import ConfigError, InfrastructureError
+from rws_ray.errors import ConfigError, InfrastructureError, RunError
 
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 KEEP_NEWEST = 3
+FORMAT = 1  # of state.json and of what the tensors mean; a change of either raises it
+PAUSES = (0.1, 1.0)  # seconds before storage that failed is tried again
+LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+T = TypeVar("T")
 
 
 class Checkpoint(NamedTuple):
@@ -49,6 +55,9 @@ class Store(NamedTuple):
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file whole, or leave the old one: aside, synced, renamed (an object store's put is atomic)."""
+        patiently(lambda: self._write(name, data))
+
+    def _write(self, name: str, data: bytes) -> None:
         target = f"{self.path}/{name}"
         if not self.is_local:
             with self.filesystem.open_output_stream(target) as stream:
@@ -69,18 +78,43 @@ class Store(NamedTuple):
 
     def read(self, name: str) -> bytes:
         """A file's bytes; FileNotFoundError where there is none."""
+        return patiently(lambda: self._read(name))
+
+    def _read(self, name: str) -> bytes:
         with self.filesystem.open_input_stream(f"{self.path}/{name}") as stream:
             return stream.read()
 
+    def has(self, name: str) -> bool:
+        """Whether there is such a file; False where the store does not answer."""
+        try:
+            return self.filesystem.get_file_info(f"{self.path}/{name}").type == fs.FileType.File
+        except OSError:
+            return False
+
     def steps(self) -> list[int]:
         """Steps of the checkpoints that there are, complete or not, newest first."""
-        listing = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
+        selector = fs.FileSelector(self.path, allow_not_found=True)
+        listing = patiently(lambda: self.filesystem.get_file_info(selector))
         found = (re.fullmatch(r"step-(\d+)", info.base_name) for info in listing)
         return sorted((int(match[1]) for match in found if match), reverse=True)
 
     def remove(self, name: str) -> None:
         """Remove a folder and all in it."""
         self.filesystem.delete_dir(f"{self.path}/{name}")
+
+
+def patiently(call: Callable[[], T]) -> T:
+    """Call it again, after a pause, where storage fails in a way that may pass (an I/O error, a lost connection)."""
+    for pause in PAUSES:
+        try:
+            return call()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            if error.errno in LASTING:
+                raise
+            time.sleep(pause)
+    return call()
 
 
 def sync_folder(folder: Path) -> None:
@@ -155,13 +189,34 @@ def write_checkpoint(store: Store, checkpoint: Checkpoint, best_step: int) -> No
         with suppress(OSError):
             store.remove(folder)
         raise
+    with suppress(OSError):  # what cannot be removed now goes with the next
+        _remove_old(store, checkpoint.step, best_step)
+
+
+def _remove_old(store: Store, newest: int, best_step: int) -> None:
     steps = store.steps()
     # Later ones were passed over when the run went on from an earlier one: damaged, or of an end that moved.
-    stale = [step for step in steps if step > checkpoint.step]
+    stale = [step for step in steps if step > newest]
     kept = steps[len(stale) :][:KEEP_NEWEST]
     for step in steps:
         if step not in kept and step != best_step:
             store.remove(folder_name(step))
+
+
+def check_format(
+    where: str, state: Mapping[str, Any], found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
+) -> None:
+    """RunError unless a checkpoint is one that this version wrote: its format, and its tensors' names and shapes."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
+    differing = sorted(name for name in shapes.keys() | expected.keys() if shapes.get(name) != expected.get(name))
+    written = state.get("format", FORMAT)  # the first checkpoints did not say
+    if written != FORMAT or differing:
+        reason = f"format {written} in place of {FORMAT}" if written != FORMAT else f"other {', '.join(differing[:5])}"
+        raise RunError(
+            f"{where} holds checkpoints of another version of rws_ray ({reason}): go on with that version, or begin "
+            "anew with --restart or another --name."
+        )
 
 
 def newest_valid(

@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,13 +23,24 @@ from rws_ray.core.machine import HelmholtzMachine
 from rws_ray.core.products import factors
 from rws_ray.core.storage import WEIGHTS_FILE
 from rws_ray.data import Dataset
-from rws_ray.errors import ModelError, RunError
+from rws_ray.errors import InfrastructureError, ModelError, RunError
 from rws_ray.training.batches import Examples, independent_nll, smoothed_means
-from rws_ray.training.checkpoint import Checkpoint, Store, newest_valid, pack, write_checkpoint
+from rws_ray.training.checkpoint import (
+    FORMAT,
+    Checkpoint,
+    Store,
+    check_format,
+    newest_valid,
+    pack,
+    write_checkpoint,
+)
 from rws_ray.training.estimation import estimate_split, standard_error, star_metrics, summary, validation_rows
 from rws_ray.training.flat import FlatLayout
 from rws_ray.training.folder import check_same_job
+from rws_ray.training.nonfinite import MAX_SKIPPED, NotFiniteError, examine
+from rws_ray.training.progress import Progress
 from rws_ray.training.reduction import Group
+from rws_ray.training.stopping import Lookout, Stopped
 from rws_ray.training.update import Updater, training_num_samples
 
 MAX_FAILED_WRITES = 3  # of checkpoints, in a row
@@ -43,26 +54,6 @@ class Outcome(NamedTuple):
 
     machine: HelmholtzMachine
     metrics: dict[str, Any]
-
-
-@dataclass
-class Progress:
-    """Where a run stands, beside its tensors."""
-
-    step: int = 0
-    reported_step: int = 0
-    best_nll: float = float("inf")
-    best_step: int = 0
-    stale: int = 0  # estimates since the best one
-    seconds: float = 0.0  # spent in updates, over all attempts
-
-    def is_finished(self, job: Job, steps_per_epoch: int) -> bool:
-        """Whether all epochs are done, or patience or time has run out."""
-        return self.is_at_end(job, steps_per_epoch) or 0 < job.optim.patience <= self.stale
-
-    def is_at_end(self, job: Job, steps_per_epoch: int) -> bool:
-        """Whether all epochs are done, or time has run out: the run ends here, with a report."""
-        return self.step >= job.optim.epochs * steps_per_epoch or 0 < job.optim.max_seconds <= self.seconds
 
 
 class Fitter:
@@ -80,31 +71,50 @@ class Fitter:
         self.progress = Progress()
         digests = {"initial": hashlib.sha256((initial / WEIGHTS_FILE).read_bytes()).hexdigest()} if initial else {}
         self.determining = determining(job, data=dataset.digest, **digests)
-        self.failed_writes = 0
+        self.failed_writes, self.saved_step = 0, -1
+        self.tried_again: set[int] = set()  # steps that were not finite, and that a rollback takes again
 
     def resume(self) -> bool:
         """Go on from the newest complete checkpoint, if there is one."""
         # Rank 0 looks and tells: workers on other nodes may see other files, and reports must be the same on all.
         warnings: list[str] = []
-        found = newest_valid(self.store, warnings.append, self._can_go_on) if self.group.rank == 0 else None
-        text = json.dumps({"warnings": warnings, "state": found.state if found else None})
+        found, failure = None, ""
+        if self.group.rank == 0:
+            try:
+                found = newest_valid(self.store, warnings.append, self._can_go_on)
+            except OSError as error:
+                failure = f"the checkpoints at {self.store.path} cannot be read: {error}"
+        text = json.dumps({"warnings": warnings, "state": found.state if found else None, "failure": failure})
         told = json.loads(self.group.broadcast(text.encode()))
         for sentence in told["warnings"]:
             self._warn(sentence)
-        state = told["state"]
-        if state is None:
+        if told["failure"]:
+            raise InfrastructureError(f"{told['failure']}. See to the storage, then run the same command again.")
+        if told["state"] is None:
             return False
-        check_same_job(str(self.store.path), self.job, state["job"], state["determining"], self.determining)
-        tensors = load(self.group.broadcast(pack(found.tensors) if found else b""))
+        self._restore(told["state"], load(self.group.broadcast(pack(found.tensors) if found else b"")))
+        return True
+
+    def _restore(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        place = str(self.store.path)
+        check_same_job(place, self.job, state["job"], state["determining"], self.determining)
+        check_format(place, state, tensors, self._tensors())
         self.updater.restore(tensors)
         self.best.copy_(tensors["best"])
         self.progress = Progress(**state["progress"])
-        return True
+        self.saved_step = self.progress.step
 
     def _can_go_on(self, found: Checkpoint) -> bool:
-        """Not from the end of fewer epochs, if a report was made there that a longer run does not make."""
+        """Not from the end of fewer epochs, if a report was made there that a longer run does not make.
+
+        Nor, in a rollback, from weights that are not finite: they are what it goes back from.
+        """
         is_end = Progress(**found.state["progress"]).is_at_end(self.job, self.updater.epochs.steps)
-        return is_end or bool(found.state["is_scheduled"])
+        is_good = not self.tried_again or bool(torch.isfinite(found.tensors["theta"]).all())
+        return is_good and (is_end or bool(found.state["is_scheduled"]))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {**self.updater.tensors(), "best": self.best}
 
     def save(self, is_scheduled: bool = True) -> None:
         """Write a checkpoint; rank 0 writes, every worker waits. The third failure in a row ends the run.
@@ -112,9 +122,10 @@ class Fitter:
         Args:
             is_scheduled: False at the end of a run whose last epoch brings a report only because it is the last.
         """
-        tensors, failure = {**self.updater.tensors(), "best": self.best}, ""
+        tensors, failure = self._tensors(), ""
         if self.group.rank == 0:
             state = {
+                "format": FORMAT,
                 "job": self.job.resolved(),
                 "determining": self.determining,
                 "progress": asdict(self.progress),
@@ -126,6 +137,7 @@ class Fitter:
             except OSError as error:
                 failure = f"the checkpoint of step {self.progress.step} cannot be written to {self.store.path}: {error}"
         failure = self.group.gather(failure)[0]
+        self.saved_step = self.progress.step
         self.failed_writes = self.failed_writes + 1 if failure else 0
         if self.failed_writes == MAX_FAILED_WRITES:
             raise RunError(f"{failure}. Those before are as they were: make room, then run the same command again.")
@@ -136,28 +148,53 @@ class Fitter:
         self.report({"kind": "warning", "message": sentence})
 
     def train(self, stop_after: int | None = None) -> bool:
-        """Take updates until the run is finished (True) or, for tests and pre-emption, `stop_after` is reached."""
-        job, progress, steps = self.job, self.progress, self.updater.epochs.steps
-        every, started = job.eval.every * steps, time.perf_counter()
+        """Take updates until the run is finished (True) or, for tests, `stop_after` is reached.
+
+        Raises:
+            Stopped: the run was asked to stop; its last step has a checkpoint.
+        """
+        lookout, started = Lookout(self.group, self.store), time.perf_counter()
         self._share_time()
-        while not progress.is_finished(job, steps):
-            if progress.step == stop_after:
-                return False
-            with factors(job.scale.precision):
-                self.updater.step(progress.step)
-            progress.step += 1
-            is_scheduled = progress.step % every == 0
-            at_checkpoint = job.scale.checkpoint_steps and progress.step % job.scale.checkpoint_steps == 0
-            at_clock = job.optim.max_seconds and progress.step % CLOCK_STEPS == 0
-            if is_scheduled or at_checkpoint or at_clock or progress.is_at_end(job, steps):
-                started = self._count(started)
-            at_report = is_scheduled or progress.is_at_end(job, steps)
-            if at_report or at_checkpoint:
-                if at_report:
+        try:
+            while True:
+                step = self.progress.step
+                if self._is_report_due():
                     self._report_epoch()
-                self.save(is_scheduled or not at_report)
-                started = time.perf_counter()
-        return True
+                    self.save(is_scheduled=step % self._report_steps == 0)
+                    started = time.perf_counter()
+                elif self._is_checkpoint_due():
+                    self.save()
+                    started = time.perf_counter()
+                if self.progress.is_finished(self.job, self.updater.epochs.steps):
+                    return True
+                if step == stop_after:
+                    return False
+                lookout.check()
+                self._step()
+                if self._is_clock_due():
+                    started = self._count(started)
+        except Stopped:
+            if self.saved_step != self.progress.step:
+                self.save()
+            raise
+
+    @property
+    def _report_steps(self) -> int:
+        return self.job.eval.every * self.updater.epochs.steps
+
+    def _is_report_due(self) -> bool:
+        progress, steps = self.progress, self.updater.epochs.steps
+        is_end = progress.step % self._report_steps == 0 or progress.is_at_end(self.job, steps)
+        return progress.step > progress.reported_step and is_end
+
+    def _is_checkpoint_due(self) -> bool:
+        step, interval = self.progress.step, self.job.scale.checkpoint_steps
+        return interval > 0 and step % interval == 0 and step not in (0, self.saved_step)
+
+    def _is_clock_due(self) -> bool:
+        """Where the run's seconds are counted, at the same steps on every worker: now and then, and before a report."""
+        step = self.progress.step
+        return step % CLOCK_STEPS == 0 or step % self.updater.epochs.steps == 0 or self._is_checkpoint_due()
 
     def _count(self, started: float) -> float:
         """Add the time since `started` to the run's seconds and start anew; under a limit all workers have rank 0's."""
@@ -174,12 +211,43 @@ class Fitter:
         limit = self.job.optim.max_seconds
         self.updater.time_share = self.progress.seconds / limit if limit else 0.0
 
+    def _step(self) -> None:
+        progress = self.progress
+        with factors(self.job.scale.precision):
+            try:
+                self.updater.step(progress.step)
+                progress.skipped = 0
+            except NotFiniteError:
+                if not self._leave_out():
+                    return
+                progress.skipped += 1
+        progress.step += 1
+
+    def _leave_out(self) -> bool:
+        """Whether this step's update, which is not finite, is to be left out; or the run went back, or it ends."""
+        step, choice = self.progress.step, self.job.optim.on_nonfinite
+        found = examine(self.updater, self.store, step)
+        if choice == "stop":
+            raise RunError(
+                f"{found}. The parameters are as before it: lower optim.lr, set optim.clip_norm, or go on with "
+                "optim.on_nonfinite = skip."
+            )
+        if choice == "rollback" and step not in self.tried_again:
+            self.tried_again.add(step)
+            self.resume()
+            self._warn(f"{found}; back to step {self.progress.step}.")
+            return False
+        if self.progress.skipped + 1 == MAX_SKIPPED:
+            raise RunError(f"{found}, and so were the {MAX_SKIPPED - 1} before it, whose updates were left out.")
+        self._warn(f"{found}; its update is left out.")
+        return True
+
     def _report_epoch(self) -> None:
         job, progress, steps = self.job, self.progress, self.updater.epochs.steps
-        before = time.perf_counter()
+        before, lookout = time.perf_counter(), Lookout(self.group, self.store)
         estimate = estimate_split(
             self.evaluated(self.updater.average), self.valid, self.valid_rows, job.eval.num_samples, ESTIMATE_SEED,
-            self.group,
+            self.group, progress=lambda done, total: lookout.check(),
         )  # fmt: skip
         nll = -float(estimate.log_prob.mean())
         if nll < progress.best_nll:
@@ -222,11 +290,11 @@ class Fitter:
 
     def finish(self) -> Outcome:
         """The best weights (by validation NLL) and their test NLL; every worker gets the same."""
-        machine = self.evaluated(self.best)
+        machine, lookout = self.evaluated(self.best), Lookout(self.group, self.store)
         test = Examples(self.dataset.test, self.group.device)
         estimate = estimate_split(
             machine, test, torch.arange(test.num_rows), self.job.eval.final_num_samples, ESTIMATE_SEED, self.group,
-            with_khat=True, progress=self._report_estimate,
+            with_khat=True, progress=lambda done, total: self._report_estimate(done, total, lookout),
         )  # fmt: skip
         steps, progress = self.updater.epochs.steps, self.progress
         metrics = (
@@ -251,7 +319,8 @@ class Fitter:
         epochs = self.progress.step / self.updater.epochs.steps
         return epochs * self.dataset.train.num_rows / max(self.progress.seconds, 1e-9)
 
-    def _report_estimate(self, done: int, total: int) -> None:
+    def _report_estimate(self, done: int, total: int, lookout: Lookout) -> None:
+        lookout.check()
         # Reports are a barrier among workers: only for long estimates, and at the same rounds on each worker.
         if total >= 50 and done % (total // 10) == 0:
             self.report({"kind": "estimate", "done": done, "total": total})
@@ -315,13 +384,18 @@ def fit(
         with_test: False leaves the test data alone, as a trial of a search must; its weights are in its checkpoints.
 
     Returns:
-        The best weights as a machine on the CPU, with its metrics; None where it was stopped, or without the test.
+        The best weights as a machine on the CPU, with its metrics; None where it was stopped (stopping.ask_to_stop,
+        with a checkpoint of its last step), or without the test.
     """
     torch.set_num_threads(job.scale.threads_per_worker)
     fitter = Fitter(job, dataset, group, store, report, initial)
-    fitter.resume()
+    if not fitter.resume() and job.optim.on_nonfinite == "rollback":
+        fitter.save()  # something to go back to
     epoch = fitter.progress.step / fitter.updater.epochs.steps
     seconds = fitter.progress.seconds
     fitter.report({"kind": "start", "epoch": epoch, "seconds": seconds, "num_workers": group.size})
-    is_finished = fitter.train(stop_after)
-    return fitter.finish() if is_finished and with_test else None
+    try:
+        is_finished = fitter.train(stop_after)
+        return fitter.finish() if is_finished and with_test else None
+    except Stopped:
+        return None

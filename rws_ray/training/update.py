@@ -15,10 +15,10 @@ from rws_ray.config import Job
 from rws_ray.core.estimators import Estimator
 from rws_ray.core.machine import HelmholtzMachine
 from rws_ray.core.streams import Stream, generator
-from rws_ray.errors import RunError
 from rws_ray.estimators import ESTIMATORS, load
 from rws_ray.training.batches import Epochs, Examples
 from rws_ray.training.flat import FlatLayout
+from rws_ray.training.nonfinite import NotFiniteError
 from rws_ray.training.optimizers import Adam, Momentum, Natural, Optimizer, Rates, scheduled
 from rws_ray.training.reduction import Group, PlainSum, TreeSum
 
@@ -72,7 +72,7 @@ class Updater:
         """Take one update, `step` counting from 0 over the whole run.
 
         Raises:
-            RunError: the gradient is not finite; nothing was changed.
+            NotFiniteError: the loss or the gradient is not finite; nothing was changed.
         """
         rows = self.epochs.batch(step)
         shards = rows.tensor_split(self.job.scale.micro_shards)
@@ -82,10 +82,12 @@ class Updater:
                 self.examples.prefetch(upcoming[shard])
         with_moments = self.optimizer.wants_moments(step)
         length = self.layout.length if with_moments else self.layout.num_summed
-        total = self.reduce(lambda shard, vector: self._add_shard(step, shard, shards[shard], vector), length)
+        before = self.sums.clone()
+        total = self.reduce(lambda shard, vector: self.add_shard(step, shard, shards[shard], vector), length)
         total.div_(len(rows))
         gradient = total[: self.layout.num_parameters]
-        self._check_and_clip(gradient, step)
+        norms = self._finite_norms(gradient, step, before)
+        self._clip(gradient, norms)
         if isinstance(self.optimizer, Natural) and with_moments:
             self.optimizer.add_moments(total[self.layout.num_summed :], step)
         self.optimizer.update(self.theta, gradient, self._rates(step), step)
@@ -96,7 +98,8 @@ class Updater:
             decay = min(self.job.optim.average, (1 + step) / (10 + step))
             self.average.lerp_(self.theta, 1 - decay)
 
-    def _add_shard(self, step: int, shard: int, rows: Tensor, vector: Tensor) -> None:
+    def add_shard(self, step: int, shard: int, rows: Tensor, vector: Tensor) -> None:
+        """Add the gradient (and input moments) of one micro-shard's rows to a vector, and its sums to `sums`."""
         if not len(rows):
             return
         job, device = self.job, self.group.device
@@ -122,18 +125,19 @@ class Updater:
             self.layout.input_moments(vector) if has_moments else None,
         )
         self.sums[shard] += torch.stack([*info, torch.full_like(info.log_prob, len(rows))])
+        vector[0] += 0.0 * info.log_prob  # NaN where the loss is not finite: the sum tells every worker
 
-    def _check_and_clip(self, gradient: Tensor, step: int) -> None:
-        parts = self.layout.networks(gradient)
-        norms = torch.stack([part.norm().double() for part in parts])
+    def _finite_norms(self, gradient: Tensor, step: int, sums: Tensor) -> Tensor:
+        norms = torch.stack([part.norm().double() for part in self.layout.networks(gradient)])
         if not bool(torch.isfinite(norms).all()):
-            raise RunError(
-                f"the gradient of step {step} is not finite, on every worker; the parameters are as before it. "
-                "Lower optim.lr, or set optim.clip_norm."
-            )
+            self.sums.copy_(sums)
+            raise NotFiniteError(f"the loss or gradient of step {step} is not finite.")
         self.norms += norms
+        return norms
+
+    def _clip(self, gradient: Tensor, norms: Tensor) -> None:
         if self.job.optim.clip_norm:
-            for part, norm in zip(parts, norms.tolist(), strict=True):
+            for part, norm in zip(self.layout.networks(gradient), norms.tolist(), strict=True):
                 part.mul_(min(1.0, self.job.optim.clip_norm / max(norm, 1e-30)))
 
     def _rates(self, step: int) -> Rates:

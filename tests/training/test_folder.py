@@ -28,6 +28,7 @@ FREE = {
     "data.path": "elsewhere",
     "data.memory": "streamed",
     "model.warm_start": "models:/other/1",  # the digest of its weights counts in its place
+    "optim.on_nonfinite": "skip",
     "scale.num_workers": 2,
     "scale.use_gpu": True,
     "scale.threads_per_worker": 2,

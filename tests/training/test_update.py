@@ -35,7 +35,7 @@ def test_unequal_micro_shards_weigh_by_their_rows():
         streams = [Stream(generator(0, purpose, 0, shard)) for purpose in ("wake", "sleep")]
         add_rws_gradients(made.machine, made.examples.take(part), Estimator(3), *streams)
     found = made.reduce(
-        lambda shard, vector: made._add_shard(0, shard, rows.tensor_split(4)[shard], vector), len(expected)
+        lambda shard, vector: made.add_shard(0, shard, rows.tensor_split(4)[shard], vector), len(expected)
     )
     torch.testing.assert_close(found / len(rows), expected / 10)
 
