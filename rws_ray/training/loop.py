@@ -193,8 +193,9 @@ class Fitter:
 
     def _is_clock_due(self) -> bool:
         """Where the run's seconds are counted, at the same steps on every worker: now and then, and before a report."""
-        step = self.progress.step
-        return step % CLOCK_STEPS == 0 or step % self.updater.epochs.steps == 0 or self._is_checkpoint_due()
+        step, end = self.progress.step, self.job.optim.epochs * self.updater.epochs.steps
+        is_mark = step % CLOCK_STEPS == 0 or step % self._report_steps == 0 or step == end
+        return is_mark or self._is_checkpoint_due()
 
     def _count(self, started: float) -> float:
         """Add the time since `started` to the run's seconds and start anew; under a limit all workers have rank 0's."""
