@@ -23,8 +23,8 @@ from rws_ray.core.machine import HelmholtzMachine
 from rws_ray.core.products import factors
 from rws_ray.core.storage import WEIGHTS_FILE
 from rws_ray.data import Dataset
-from rws_ray.errors import InfrastructureError, ModelError, RunError
-from rws_ray.training.batches import Examples, independent_nll, smoothed_means
+from rws_ray.errors import InfrastructureError, RunError
+from rws_ray.training.batches import Examples, independent_nll
 from rws_ray.training.checkpoint import (
     FORMAT,
     Checkpoint,
@@ -37,6 +37,7 @@ from rws_ray.training.checkpoint import (
 from rws_ray.training.estimation import estimate_split, standard_error, star_metrics, summary, validation_rows
 from rws_ray.training.flat import FlatLayout
 from rws_ray.training.folder import check_same_job
+from rws_ray.training.initial import new_machine
 from rws_ray.training.nonfinite import MAX_SKIPPED, NotFiniteError, examine
 from rws_ray.training.progress import Progress
 from rws_ray.training.reduction import Group
@@ -332,34 +333,6 @@ class Fitter:
         for parameter, view in zip(FlatLayout(machine).parameters, self.updater.layout.views(vector), strict=True):
             parameter.data.copy_(view)
         return machine
-
-
-def new_machine(job: Job, dataset: Dataset, initial: Path | None) -> HelmholtzMachine:
-    """The machine that the job starts from: fresh, or with the weights of a stored one."""
-    if initial is None:
-        return job_machine(job, dataset).initialize(job.seed, job.model.init, smoothed_means(dataset.train))
-    try:
-        machine = HelmholtzMachine.load(initial)
-    except ValueError as error:
-        raise ModelError(f"model.warm_start: {error}.") from None
-    if (machine.dim, machine.layers) != (dataset.dim, job.model.layers):
-        raise ModelError(
-            f"model.warm_start: that model has {machine.dim} visible units and layers {machine.layers}; the job asks "
-            f"for {dataset.dim} and {job.model.layers}."
-        )
-    theirs, ours = machine.config(), job_machine(job, dataset).config()
-    for key in ("p_layer", "q_layer", "hidden", "nade_hidden"):
-        if theirs[key] != ours[key]:
-            raise ModelError(f"model.warm_start: that model has {key} = {theirs[key]}; the job asks for {ours[key]}.")
-    return machine
-
-
-def job_machine(job: Job, dataset: Dataset) -> HelmholtzMachine:
-    """The machine that the job describes, its parameters all zero."""
-    model = job.model
-    return HelmholtzMachine(
-        dataset.dim, model.layers, dataset.shape, model.p_layer, model.q_layer, model.hidden, model.nade_hidden
-    )
 
 
 def fit(

@@ -12,7 +12,7 @@ from tiny import run_bits, run_tiny, tiny_dataset, tiny_job
 from rws_ray.core.autoregressive import AutoregressiveLayer
 from rws_ray.training import optimizers
 from rws_ray.training.batches import Examples
-from rws_ray.training.loop import job_machine, new_machine
+from rws_ray.training.initial import job_machine, new_machine
 from rws_ray.training.reduction import Group
 from rws_ray.training.update import Updater
 
