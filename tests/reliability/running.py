@@ -95,11 +95,14 @@ class Run:
             time.sleep(0.01)
         return found
 
-    def met(self, number: int = 0) -> dict[str, Any]:
-        """The announcement of a process that came to a point."""
-        file = self.probes / f"met-{number}"
-        self.until(file.exists)
-        found: dict[str, Any] = json.loads(file.read_text())
+    def met(self, number: int = 0, seconds: float = 2 * DEADLINE_SECONDS) -> dict[str, Any]:
+        """The announcement of a process that came to a point; waits for it."""
+        self.until((self.probes / f"met-{number}").exists, seconds)
+        return self.met_already(number)
+
+    def met_already(self, number: int = 0) -> dict[str, Any]:
+        """The announcement that there is."""
+        found: dict[str, Any] = json.loads((self.probes / f"met-{number}").read_text())
         return found
 
     def reports(self, kind: str) -> list[dict[str, Any]]:
@@ -109,10 +112,13 @@ class Run:
         lines = self.run_folder.reports.read_text().split("\n")[:-1]
         return [record for record in map(json.loads, lines) if record["kind"] == kind]
 
+    def recorded(self) -> list[int]:
+        """The pids of all processes that ever noted a phase."""
+        return [int(file.name.removeprefix("phase-")) for file in self.probes.glob("phase-*")]
+
     def workers(self) -> list[int]:
-        """The pids of living processes that noted a phase."""
-        found = [int(file.name.removeprefix("phase-")) for file in self.probes.glob("phase-*")]
-        return [pid for pid in found if faults.is_alive(pid)]
+        """Those that live."""
+        return [pid for pid in self.recorded() if faults.is_alive(pid)]
 
     def remains(self) -> dict[str, Any]:
         """All that the run left whose bits are promised: checkpoints, model, reports, the final figures, metrics."""

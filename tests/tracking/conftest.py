@@ -21,6 +21,8 @@ import pytest
 from rws_ray.core.machine import HelmholtzMachine
 from rws_ray.tracking import RunLog, Tracking, connect
 
+sys.path.insert(0, str(Path(__file__).parent))  # for the helper modules beside the tests
+
 DIM = 6
 DEADLINE_SECONDS = 120
 
