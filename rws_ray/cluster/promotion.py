@@ -23,7 +23,8 @@ from rws_ray.training.batches import independent_nll
 from rws_ray.training.checkpoint import newest_valid, open_store
 from rws_ray.training.estimation import Estimate, standard_error, star_metrics, summary
 from rws_ray.training.flat import FlatLayout
-from rws_ray.training.loop import ESTIMATE_SEED, job_machine
+from rws_ray.training.initial import job_machine
+from rws_ray.training.loop import ESTIMATE_SEED
 
 FINALISTS = 3
 STANDARD_ERRORS = 2.0  # by which a candidate must lead
