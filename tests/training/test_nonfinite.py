@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from tiny import bits, tiny_dataset, tiny_job
 
 from rws_ray.errors import RunError
 from rws_ray.training.batches import Epochs
-from rws_ray.training.checkpoint import open_store
+from rws_ray.training.checkpoint import Store, open_store
 from rws_ray.training.loop import Fitter
 from rws_ray.training.nonfinite import MAX_SKIPPED
 from rws_ray.training.reduction import Group
@@ -55,7 +54,8 @@ def _train(group: Group, folder: str, choice: str, **spoiling: Any) -> tuple[Any
         fitter.train()
     except RunError as error:
         return str(error), list(filter(None, told)), [fitter.progress.step]
-    return bits(fitter.finish()), list(filter(None, told)), [fitter.progress.step]
+    last = [vector.numpy().tobytes() for vector in (fitter.updater.theta, fitter.updater.average)]
+    return (*bits(fitter.finish()), *last), list(filter(None, told)), [fitter.progress.step]
 
 
 def _all(group: Group, folder: str) -> dict[str, Any]:
@@ -167,6 +167,9 @@ def test_a_rollback_passes_over_checkpoints_whose_weights_are_not_finite(tmp_pat
 
 
 def test_rows_that_cannot_be_saved_are_told_in_the_error(tmp_path, monkeypatch):
-    Path(tmp_path / "place").write_text("a file, where a folder should be")
-    error, _, _ = _train(Group(), str(tmp_path / "place"), "stop", steps=range(1), times=9)
-    assert "could not be saved" in error
+    def refuse(store: Store, name: str, data: bytes) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Store, "write", refuse)
+    error, _, _ = _train(Group(), str(tmp_path), "stop", steps=range(1), times=9)
+    assert "could not be saved: [Errno 30] Read-only file system" in error
