@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rws_ray.core.conditional import DEFAULT_SIZES, Layer, LinearMap, Observation, Sizes, glorot, shared_rows
-from rws_ray.core.layers import bernoulli_log_prob
+from rws_ray.core.layers import bernoulli_log_prob, thresholds
 from rws_ray.core.products import add_product, product
 from rws_ray.core.streams import Stream
 
@@ -52,9 +52,9 @@ class AutoregressiveLayer(Layer):
         """Draw the units in order, all examples and samples at once; each draw adds its unit's row of V."""
         with torch.no_grad():
             shape = (len(y_BKI), num_samples, len(self.bias))
-            uniform_ON = stream.uniform(shape).flatten(0, 1).T.contiguous()
+            threshold_ON = thresholds(stream.uniform(shape), self.weight.dtype)
             logits_ON = self._given(y_BKI).expand(shape).flatten(0, 1).T.contiguous()
-            units_ON = draw_in_order(logits_ON, uniform_ON, self.weight[self.num_inputs :])
+            units_ON = draw_in_order(logits_ON, threshold_ON, self.weight[self.num_inputs :])
             h_BKO = units_ON.T.reshape(shape)
         if torch.is_grad_enabled():
             return self.observe(h_BKO, y_BKI)
@@ -101,18 +101,21 @@ class AutoregressiveLayer(Layer):
         return [torch.cat([each.expand(-1, K, -1) for each in (seen.inputs, seen.units)], 2)]
 
 
-def draw_in_order(logits_ON: Tensor, uniform_ON: Tensor, among_OO: Tensor) -> Tensor:
+def draw_in_order(logits_ON: Tensor, threshold_ON: Tensor, among_OO: Tensor) -> Tensor:
     """Draw units (O, N) one after the other; `logits_ON`, without the units' own part at first, is completed in place.
 
     Args:
+        threshold_ON: what each logit must exceed for its unit to be on.
         among_OO: V; row j, column i for j < i is what unit j adds to the logit of unit i.
     """
-    num_units = len(logits_ON)
     units_ON = torch.empty_like(logits_ON)
-    for start in range(0, num_units, BLOCK):
-        end = min(start + BLOCK, num_units)
-        for i in range(start, end):
-            units_ON[i] = uniform_ON[i] < torch.sigmoid(logits_ON[i])
-            logits_ON[i + 1 : end].addr_(among_OO[i, i + 1 : end], units_ON[i])
-        logits_ON[end:].addmm_(among_OO[start:end, end:].T, units_ON[start:end])
+    for start in range(0, len(logits_ON), BLOCK):
+        end = min(start + BLOCK, len(logits_ON))
+        block_CN, own_CC = units_ON[start:end], among_OO[start:end, start:end].T.contiguous()
+        rows = zip(logits_ON[start:end], block_CN, threshold_ON[start:end], own_CC, strict=True)
+        for place, (logits_N, units_N, threshold_N, row_C) in enumerate(rows):
+            if place:
+                logits_N.addmv_(block_CN[:place].T, row_C[:place])
+            torch.gt(logits_N, threshold_N, out=units_N)
+        logits_ON[end:].addmm_(among_OO[start:end, end:].T, block_CN)
     return units_ON

@@ -125,6 +125,11 @@ def bernoulli(mean: Tensor, uniform_BKO: Tensor) -> Tensor:
     return torch.lt(uniform_BKO, mean.detach(), out=uniform_BKO).to(mean.dtype)
 
 
+def thresholds(uniform_BKO: Tensor, dtype: torch.dtype) -> Tensor:
+    """What each logit must exceed for its unit to be on, (O, N) with N = B K: `bernoulli`, for units drawn in turn."""
+    return torch.logit(uniform_BKO.to(dtype)).flatten(0, 1).T.contiguous()
+
+
 def bernoulli_log_prob(h_BKO: Tensor, logits_BKO: Tensor) -> Tensor:
     """Σ_i (h_i a_i − softplus(a_i)), (B, K) nats: the Bernoulli log-probability on logits, finite for every logit.
 

@@ -1,13 +1,14 @@
 """Conditional NADE layers (`nade`; Larochelle & Murray 2011, conditional as in Bornschein & Bengio 2015).
 
 p(h|y) = Π_i Bernoulli(h_i; σ(a_i)) with hidden states s_i = σ(c + y Uᶜ + h_{<i} W), a_i = s_i V_i + b_i + (y Uᵇ)_i.
-From one unit to the next the hidden state changes by one row of W: all units together cost what one product with W
-and one with V cost, and memory does not grow with their number.
+From one unit to the next the hidden state changes by one row of W: drawing all units costs what one product with W and
+one with V cost. Where the units are known, blocks of them are taken together.
 Suffixes: B batch, K samples per example, N = B K, I input units, O output units, H hidden units.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -24,9 +25,10 @@ from rws_ray.core.conditional import (
     glorot,
     shared_rows,
 )
-from rws_ray.core.layers import bernoulli_log_prob
+from rws_ray.core.layers import bernoulli_log_prob, thresholds
 from rws_ray.core.streams import Stream
 
+BLOCK = 8  # units whose hidden states are held together where the units are known
 MOMENT_UNITS = 8  # units whose hidden states stand for all units' in the second moments
 
 
@@ -62,9 +64,8 @@ class NadeLayer(Layer):
         shape = (len(y_BKI), num_samples, self.num_units)
         with torch.no_grad():
             given_NO, hidden_NH = self._given(y_BKI, num_samples)
-            uniform_ON = stream.uniform(shape).view(-1, self.num_units).T.contiguous()
-            units_ON = torch.empty_like(uniform_ON, dtype=given_NO.dtype)
-            logits_ON = sweep(given_NO, hidden_NH, units_ON, *self._matrices(), uniform_ON)
+            threshold_ON = thresholds(stream.uniform(shape), given_NO.dtype)
+            units_ON, logits_ON = draw_in_order(given_NO, hidden_NH, threshold_ON, *self._matrices())
             h_BKO, logits = units_ON.T.reshape(shape), logits_ON.T.reshape(shape)
         if torch.is_grad_enabled():
             return self.observe(h_BKO, y_BKI)
@@ -127,60 +128,97 @@ class NadeLayer(Layer):
             add_moment(moments[2], s_BKH, weight_BK / len(chosen), has_bias=False)
 
 
-def sweep(
-    given_NO: Tensor,
-    hidden_NH: Tensor,
-    units_ON: Tensor,
-    recurrent_OH: Tensor,
-    readout_HO: Tensor,
-    uniform_ON: Tensor | None = None,
-) -> Tensor:
-    """The units' logits (O, N), from the first unit to the last; with uniform numbers, `units_ON` is drawn on the way.
+def draw_in_order(
+    given_NO: Tensor, hidden_NH: Tensor, threshold_ON: Tensor, recurrent_OH: Tensor, readout_HO: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Units (O, N) drawn one after the other, and their logits (O, N).
 
     Args:
         given_NO: the inputs' part of the logits.
         hidden_NH: the hidden states before the sigmoid, of the first unit.
+        threshold_ON: what each logit must exceed for its unit to be on.
     """
-    logits_ON = given_NO.T.clone(memory_format=torch.contiguous_format)
+    logits_ON, units_ON = given_NO.T.contiguous(), torch.empty_like(threshold_ON)
     hidden_NH = hidden_NH.clone(memory_format=torch.contiguous_format)
     readout_OH, state_NH = readout_HO.T.contiguous(), torch.empty_like(hidden_NH)
-    for i in range(len(logits_ON)):
+    rows = zip(logits_ON, units_ON, threshold_ON, recurrent_OH, readout_OH, strict=True)
+    for logits_N, units_N, threshold_N, recurrent_H, readout_H in rows:
         torch.sigmoid(hidden_NH, out=state_NH)
-        logits_ON[i].addmv_(state_NH, readout_OH[i])
-        if uniform_ON is not None:
-            units_ON[i] = uniform_ON[i] < torch.sigmoid(logits_ON[i])
-        hidden_NH.addr_(units_ON[i], recurrent_OH[i])
-    return logits_ON
+        logits_N.addmv_(state_NH, readout_H)
+        torch.gt(logits_N, threshold_N, out=units_N)
+        hidden_NH.addr_(units_N, recurrent_H)
+    return units_ON, logits_ON
+
+
+def logits_of(
+    given_NO: Tensor, hidden_NH: Tensor, units_NO: Tensor, recurrent_OH: Tensor, readout_HO: Tensor
+) -> Tensor:
+    """The logits (N, O) of given units, block by block: within one the hidden states of all units come together."""
+    logits, hidden_NH = [], hidden_NH.clone()
+    for h_NC, recurrent_CH, readout_CH in _blocks(units_NO, recurrent_OH, readout_HO):
+        state_CNH = _states(hidden_NH, _earlier(h_NC), recurrent_CH)
+        logits.append(state_CNH.mul_(readout_CH.unsqueeze(1)).sum(2))
+        hidden_NH.addmm_(h_NC, recurrent_CH)
+    return given_NO + torch.cat(logits).T
 
 
 class SweptBack(NamedTuple):
-    """Gradients with respect to the first hidden states (N, H), W (O, H), V (H, O) and the units (N, O)."""
+    """Gradients with respect to the first hidden states (N, H), W (O, H), V (H, O), and the units (N, O) if wanted."""
 
     hidden: Tensor
     recurrent: Tensor
     readout: Tensor
-    units: Tensor
+    units: Tensor | None
 
 
 def sweep_back(
-    gradient_NO: Tensor, hidden_NH: Tensor, units_NO: Tensor, recurrent_OH: Tensor, readout_HO: Tensor
+    gradient_NO: Tensor,
+    hidden_NH: Tensor,
+    units_NO: Tensor,
+    recurrent_OH: Tensor,
+    readout_HO: Tensor,
+    with_units: bool = False,
 ) -> SweptBack:
-    """From gradients with respect to the logits; the hidden states are taken apart again, not kept from `sweep`."""
-    gradient_ON, units_ON = gradient_NO.T.contiguous(), units_NO.T.contiguous()
-    readout_OH = readout_HO.T.contiguous()
+    """From gradients with respect to the logits; hidden states are computed again, from the last block to the first."""
     hidden_NH = torch.addmm(hidden_NH, units_NO, recurrent_OH)  # after the last unit
-    later_NH = torch.zeros_like(hidden_NH)  # gradient with respect to it, from the units swept so far
-    state_NH, slope_NH = torch.empty_like(hidden_NH), torch.empty_like(hidden_NH)
-    found_OH, read_OH, units_grad_ON = (torch.empty_like(each) for each in (recurrent_OH, readout_OH, gradient_ON))
-    for i in reversed(range(len(gradient_ON))):
-        torch.mv(later_NH.T, units_ON[i], out=found_OH[i])
-        torch.mv(later_NH, recurrent_OH[i], out=units_grad_ON[i])
-        hidden_NH.addr_(units_ON[i], recurrent_OH[i], alpha=-1)
-        torch.sigmoid(hidden_NH, out=state_NH)
-        torch.mv(state_NH.T, gradient_ON[i], out=read_OH[i])
-        torch.addcmul(state_NH, state_NH, state_NH, value=-1, out=slope_NH)
-        later_NH.addcmul_(slope_NH.mul_(readout_OH[i]), gradient_ON[i].unsqueeze(1))
-    return SweptBack(later_NH, found_OH, read_OH.T, units_grad_ON.T)
+    later_NH = torch.zeros_like(hidden_NH)  # gradient with respect to it, from the blocks swept so far
+    found_OH, read_OH, units_grad_NO = [], [], []
+    blocks = zip(_blocks(units_NO, recurrent_OH, readout_HO), gradient_NO.split(BLOCK, 1), strict=True)
+    for (h_NC, recurrent_CH, readout_CH), gradient_NC in reversed(list(blocks)):
+        hidden_NH.addmm_(h_NC, recurrent_CH, alpha=-1)
+        earlier_CNC, gradient_CN = _earlier(h_NC), gradient_NC.T.contiguous()
+        state_CNH = _states(hidden_NH, earlier_CNC, recurrent_CH)
+        read_OH.append(torch.bmm(gradient_CN.unsqueeze(1), state_CNH)[:, 0])
+        slope_CNH = torch.addcmul(state_CNH, state_CNH, state_CNH, value=-1).mul_(readout_CH.unsqueeze(1))
+        slope_CNH.mul_(gradient_CN.unsqueeze(2))
+        found_OH.append(torch.addmm(h_NC.T @ later_NH, earlier_CNC.flatten(0, 1).T, slope_CNH.flatten(0, 1)))
+        if with_units:
+            within_CNC = (slope_CNH @ recurrent_CH.T) * _is_earlier(h_NC).unsqueeze(1)
+            units_grad_NO.append(later_NH @ recurrent_CH.T + within_CNC.sum(0))
+        later_NH += slope_CNH.sum(0)
+    units = torch.cat(units_grad_NO[::-1], 1) if with_units else None
+    return SweptBack(later_NH, torch.cat(found_OH[::-1]), torch.cat(read_OH[::-1]).T, units)
+
+
+def _blocks(units_NO: Tensor, recurrent_OH: Tensor, readout_HO: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Units (N, C) with their rows of W and of Vᵀ, (C, H)."""
+    readout_OH = readout_HO.T.contiguous()
+    return zip(units_NO.split(BLOCK, 1), recurrent_OH.split(BLOCK), readout_OH.split(BLOCK), strict=True)
+
+
+def _is_earlier(h_NC: Tensor) -> Tensor:
+    """1 where the column's unit comes before the row's, (C, C)."""
+    return h_NC.new_ones(h_NC.shape[1], h_NC.shape[1]).tril(-1)
+
+
+def _earlier(h_NC: Tensor) -> Tensor:
+    """For each unit of a block the block's units before it, those after it 0: (C, N, C)."""
+    return _is_earlier(h_NC).unsqueeze(1) * h_NC
+
+
+def _states(hidden_NH: Tensor, earlier_CNC: Tensor, recurrent_CH: Tensor) -> Tensor:
+    """The hidden states that the units of a block see, (C, N, H)."""
+    return (earlier_CNC @ recurrent_CH).add_(hidden_NH).sigmoid_()
 
 
 class NadeLogits(torch.autograd.Function):
@@ -190,12 +228,12 @@ class NadeLogits(torch.autograd.Function):
     def forward(
         ctx: Any, given_NO: Tensor, hidden_NH: Tensor, units_NO: Tensor, recurrent_OH: Tensor, readout_HO: Tensor
     ) -> Tensor:
-        """See `sweep`."""
+        """See `logits_of`."""
         ctx.save_for_backward(hidden_NH, units_NO, recurrent_OH, readout_HO)
-        return sweep(given_NO, hidden_NH, units_NO.T.contiguous(), recurrent_OH, readout_HO).T.contiguous()
+        return logits_of(given_NO, hidden_NH, units_NO, recurrent_OH, readout_HO)
 
     @staticmethod
-    def backward(ctx: Any, gradient_NO: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient_NO: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         """See `sweep_back`."""
-        found = sweep_back(gradient_NO, *ctx.saved_tensors)
+        found = sweep_back(gradient_NO, *ctx.saved_tensors, with_units=ctx.needs_input_grad[2])
         return gradient_NO, found.hidden, found.units, found.recurrent, found.readout

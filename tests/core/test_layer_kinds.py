@@ -125,9 +125,9 @@ def test_the_local_gradient_is_autograds_of_the_formula_whatever_is_shared(kind,
 
 @IN_EACH_PLACE
 @pytest.mark.parametrize("inputs_k", [4, 1])
-def test_backward_reaches_parameters_inputs_and_real_units(kind, place, inputs_k):
+def test_backward_reaches_parameters_inputs_and_units(kind, place, inputs_k):
     layer, h, y = make(kind, place), units_of(kind, 3, 4), inputs(place, 3, inputs_k)
-    leaves = [each.requires_grad_() for each in (h, y)] if kind not in BINARY else [y.requires_grad_()]
+    leaves = [each.requires_grad_() for each in (h, y)]
     theta, weight_BK = parameters_of(layer), normal(3, 4)
     expected = torch.autograd.grad(
         (weight_BK * textbook(kind, theta, h, y)).sum() + 0 * sum(each.sum() for each in leaves),
