@@ -17,12 +17,14 @@ DEFAULT_LR = {"adam": 1e-3, "sgd": 0.1, "natural": 2.0}
 Width = Annotated[int, Field(ge=1)]
 
 
-def _split(value: Any) -> Any:
-    """A list as the command line writes it, `nade,sbn`."""
-    return value.split(",") if isinstance(value, str) and "," in value else value
+def _one_or_listed(value: Any) -> Any:
+    """One kind, or a list as TOML or the command line writes it (`nade,sbn`, which makes a list of one kind too)."""
+    if isinstance(value, str) and "," in value:
+        return value.split(",")
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
-Kinds = Annotated[str | list[str], BeforeValidator(_split)]
+Kinds = Annotated[str | list[str], BeforeValidator(_one_or_listed)]
 
 
 def _number_or_pair(value: Any) -> Any:

@@ -8,8 +8,11 @@ import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rws_ray.errors import ConfigError, InfrastructureError
+from rws_ray.estimators import ESTIMATORS
+from rws_ray.kinds import KINDS
 
 # Ray reads these when it is imported. A report is acknowledged at the controller's next poll: 2 s by default.
 DEFAULTS = {
@@ -54,10 +57,11 @@ def session(verbose: bool = False) -> Iterator[None]:
         logging.getLogger("ray").setLevel(level)
         try:
             if on_a_cluster():
-                ray.init(log_to_driver=verbose, logging_level=level)
+                ray.init(log_to_driver=verbose, logging_level=level, runtime_env=_environment())
             else:
                 ray.init(
                     address="local",
+                    runtime_env=_environment(),
                     include_dashboard=False,
                     log_to_driver=verbose,
                     logging_level=level,
@@ -69,6 +73,20 @@ def session(verbose: bool = False) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _environment() -> dict[str, Any]:
+    """What workers start with: the kinds of layers and the estimators that this process added to the tables."""
+    kinds = {name: kind for name, kind in KINDS.items() if not isinstance(kind.layer, str)}
+    estimators = {name: row for name, row in ESTIMATORS.items() if not isinstance(row.gradients, str)}
+    if not kinds and not estimators:
+        return {}
+
+    def add() -> None:
+        KINDS.update(kinds)
+        ESTIMATORS.update(estimators)
+
+    return {"worker_process_setup_hook": add}
 
 
 def cpus_per_worker(num_workers: int, threads: int) -> float:
