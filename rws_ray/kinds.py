@@ -88,9 +88,8 @@ def stacks(p_layer: Choice, q_layer: Choice, depth: int) -> tuple[list[str], lis
     for index, (above, inferred) in enumerate(zip(p[1:], q, strict=True)):
         if KINDS[above].is_binary != KINDS[inferred].is_binary:
             raise ValueError(
-                f"hidden layer {index + 1} is {_values(above)} in p_layer ({above}) and {_values(inferred)} in q_layer "
-                f"({inferred}); take kinds of the same values for it: {_alike(inferred)} in p_layer, or "
-                f"{_alike(above)} in q_layer"
+                f"q_layer makes hidden layer {index + 1} {_values(inferred)} ({inferred}), p_layer {_values(above)} "
+                f"({above}); take kinds that agree: {_alike(above)} in q_layer, or {_alike(inferred)} in p_layer"
             )
     return p, q
 

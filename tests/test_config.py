@@ -99,6 +99,15 @@ def test_file_beats_default_and_command_line_beats_file(tmp_path):
         (["--estimator.name", "bihm", "--estimator.num_samples", "1"], "q would learn nothing"),
         (["--estimator.name", "bihm", "--estimator.wake_mix", "0.1"], "bihm does not read it"),
         (["--data.binarize", "sometimes"], "data.binarize"),
+        (["--model.p_layer", "dbn"], "model.p_layer: there is no layer kind 'dbn'; there is sbn, ar-sbn, nade"),
+        (["--model.p_layer", "gaussian"], "take a binary kind there, such as ['dsbn', 'gaussian', 'gaussian']"),
+        (
+            ["--model.q_layer", "sbn,gaussian"],
+            "model.q_layer makes hidden layer 2 real (gaussian), p_layer bin",
+        ),
+        (["--model.q_layer", "sbn,sbn,sbn"], "model.q_layer lists 3 kinds and needs 2"),
+        (["--model.nade_hidden", "0"], "model.nade_hidden"),
+        (["--model.hidden", "8,0"], "model.hidden.1"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(overrides, sentence):
@@ -130,6 +139,16 @@ def test_a_missing_file_is_told():
 @pytest.mark.parametrize("file", sorted(JOBS.glob("*.toml")), ids=lambda file: file.stem)
 def test_the_jobs_that_are_shipped_are_sound(file):
     assert load_job(str(file), []).job.name == tomllib.loads(file.read_text())["name"]
+
+
+@pytest.mark.parametrize("word", ["nade,sbn,ar-sbn", '["nade", "sbn", "ar-sbn"]'])
+def test_kinds_of_layers_are_one_or_a_list(word, tmp_path):
+    file = tmp_path / "job.toml"
+    file.write_text('[model]\nq_layer = ["nade", "sbn"]\nhidden = [7]\n')
+    model = load_job(str(file), ["--model.p_layer", word]).job.model
+    assert (model.p_layer, model.q_layer, model.hidden) == (["nade", "sbn", "ar-sbn"], ["nade", "sbn"], [7])
+    one = load_job(str(file), ["--model.p_layer", "nade", "--model.q_layer", "nade"]).job.model
+    assert (one.p_layer, one.q_layer) == ("nade", "nade")
 
 
 def test_learning_rates_follow_the_optimizer():

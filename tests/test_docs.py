@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rws_ray.config import job_keys
 from rws_ray.estimators import ESTIMATORS
+from rws_ray.kinds import KINDS
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,6 +27,13 @@ def test_docs_list_every_estimator_as_the_table_has_it():
         for name, method in ESTIMATORS.items()
     ]
     assert [row for row in rows if row not in text] == []
+
+
+def test_docs_list_every_kind_of_layer_with_its_source():
+    text = (ROOT / "docs" / "jobs.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    for name, kind in KINDS.items():
+        assert any(row.startswith(f"| `{name}` |") and kind.source in row for row in rows), name
 
 
 def test_every_link_between_documents_leads_somewhere():

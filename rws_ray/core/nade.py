@@ -235,5 +235,7 @@ class NadeLogits(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient_NO: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         """See `sweep_back`."""
-        found = sweep_back(gradient_NO, *ctx.saved_tensors, with_units=ctx.needs_input_grad[2])
+        hidden_NH, units_NO, recurrent_OH, readout_HO = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[2]
+        found = sweep_back(gradient_NO, hidden_NH, units_NO, recurrent_OH, readout_HO, with_units=wanted)
         return gradient_NO, found.hidden, found.units, found.recurrent, found.readout

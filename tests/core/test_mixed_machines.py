@@ -154,8 +154,12 @@ def test_any_stack_that_fits_is_stored_and_comes_back_to_the_bit(tmp_path_factor
     ("p_layer", "q_layer", "sentence"),
     [
         ("gaussian", "gaussian", r"data are binary, .* cannot be gaussian; take .* \['dsbn', 'gaussian', 'gaussian'\]"),
-        (["sbn", "gaussian", "sbn"], "sbn", r"hidden layer 1 is real in p_layer \(gaussian\) and binary in q_layer"),
-        ("sbn", ["sbn", "gaussian"], "hidden layer 2 is binary .* and real .* take kinds .* gaussian in p_layer, or"),
+        (["sbn", "gaussian", "sbn"], "sbn", r"q_layer makes hidden layer 1 binary \(sbn\), p_layer real \(gaussian\)"),
+        (
+            "sbn",
+            ["sbn", "gaussian"],
+            "hidden layer 2 real .* p_layer binary .* agree: sbn or ar-sbn .* in q_layer, or gaussian",
+        ),
         (["sbn", "sbn"], "sbn", "p_layer lists 2 kinds and needs 3: each layer of p data side first, and the top last"),
         ("sbn", ["sbn"], "q_layer lists 1 kinds and needs 2"),
         ("sbn", ["sbn", "dbn"], "q_layer: there is no layer kind 'dbn'; there is sbn, ar-sbn, nade, dsbn, gaussian"),
