@@ -234,3 +234,17 @@ def test_a_kind_that_this_process_does_not_know_is_told_with_what_to_do(tmp_path
     monkeypatch.delitem(KINDS, "mine")
     with pytest.raises(ValueError, match=r"p_layer is 'mine', .* does not know; it knows sbn, .* brings no code"):
         HelmholtzMachine.load(tmp_path)
+
+
+def test_deterministic_layers_lie_data_side_first_in_p_and_in_q():
+    shapes = {
+        name: tuple(value.shape)
+        for name, value in HelmholtzMachine(10, [4], (), ["dsbn", "sbn"], "dsbn", [7, 5]).state_dict().items()
+        if name.endswith("weight")
+    }
+    assert shapes == {
+        **{f"q.0.network.maps.{index}.weight": each for index, each in enumerate([(10, 7), (7, 5), (5, 4)])},
+        **{f"p.0.network.maps.{index}.weight": each for index, each in enumerate([(4, 5), (5, 7), (7, 10)])},
+    }
+    one = HelmholtzMachine(10, [4], (), ["dsbn", "sbn"], "dsbn").state_dict()
+    assert tuple(one["q.0.network.maps.0.weight"].shape) == (10, 7)  # the mean of 10 and 4
