@@ -1,10 +1,13 @@
 """Helmholtz machines trained by Reweighted Wake-Sleep, on any number of workers.
 
     import rws_ray
+    result = rws_ray.train("jobs/digits.toml", {"optim.epochs": 20})
     model = rws_ray.load_model("models:/rws-digits@champion")
     model.log_likelihood(rows, num_samples=1000)
+    rws_ray.score("models:/rws-digits@champion", table)
 
-Public names load on use: importing the package alone loads neither torch, ray nor mlflow.
+Public names load on use: importing the package alone loads neither torch, ray nor mlflow. `train` and `score` are
+functions; the commands of these names (`python -m rws_ray.train`) are run, not imported.
 """
 
 from __future__ import annotations
@@ -13,22 +16,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rws_ray.cluster.jobs import train_job
-    from rws_ray.cluster.scoring import load_model, score_rows
+    from rws_ray.cluster.api import score, train
+    from rws_ray.cluster.scoring import load_model
     from rws_ray.config import load_job
     from rws_ray.core import HelmholtzMachine
     from rws_ray.data import open_dataset
 
 __version__ = "0.1.0"
-__all__ = ["HelmholtzMachine", "load_job", "load_model", "open_dataset", "score_rows", "train_job"]
+__all__ = ["HelmholtzMachine", "load_job", "load_model", "open_dataset", "score", "train"]
 
 _HOMES = {
     "HelmholtzMachine": "rws_ray.core",
     "load_job": "rws_ray.config",
     "load_model": "rws_ray.cluster.scoring",
     "open_dataset": "rws_ray.data",
-    "score_rows": "rws_ray.cluster.scoring",
-    "train_job": "rws_ray.cluster.jobs",
+    "score": "rws_ray.cluster.api",
+    "train": "rws_ray.cluster.api",
 }
 
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
@@ -26,6 +26,7 @@ __all__ = [
     "Key",
     "LoadedJob",
     "SearchConfig",
+    "check_keys",
     "checked_value",
     "determining",
     "fingerprint",
@@ -105,14 +106,20 @@ def load_job(file: str | None, overrides: list[str]) -> LoadedJob:
     """
     from_file = flatten(read_toml(file)) if file else {}
     from_line = flatten(read_overrides(overrides))
+    check_keys(from_file, file or "")
+    check_keys(from_line, "the command line")
     known = [key.name for key in job_keys()]
-    for origin, keys in ((file or "", from_file), ("the command line", from_line)):
-        for key in keys:
-            if key not in known:
-                raise ConfigError(f"{origin}: there is no key {key!r}{nearest(key, known)}.")
     merged = {**from_file, **from_line}
     origins = dict.fromkeys(known, "default") | dict.fromkeys(from_file, str(file))
     return LoadedJob(make_job(unflatten(merged), str(file or "the job")), origins | dict.fromkeys(from_line, "--"))
+
+
+def check_keys(names: Iterable[str], origin: str) -> None:
+    """ConfigError where a `section.key` is none of the job's; the nearest real one is named."""
+    known = [key.name for key in job_keys()]
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"{origin}: there is no key {name!r}{nearest(name, known)}.")
 
 
 def make_job(values: Mapping[str, Any], origin: str = "the job") -> Job:

@@ -5,7 +5,6 @@ python -m rws_ray.score models:/rws-digits@champion --data digits --out scores.p
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -44,21 +43,20 @@ def main(arguments: list[str]) -> None:
             asked.num_workers,
             told=lambda done, total: progress.update(split.num_rows * done // total),
         )
-    facts = {"model": asked.model, "data": asked.data, "num_samples": asked.num_samples, "seed": asked.seed}
-    write_scores(out, estimate, facts | {"sha256_raw": split.sha256})
+    facts = {"model": asked.model, "data": asked.data, "seed": asked.seed, "sha256_raw": split.sha256}
+    write_scores(out, estimate, facts)
     found = summary(estimate)
     print(f"{out}: {count(split.num_rows)} rows, NLL {nll_text(found['nll'], found['nll_stderr'], asked.num_samples)}")
 
 
 def write_scores(out: Path, estimate: Any, facts: dict[str, Any]) -> None:
     """One row a row: log_prob and its error in nats, the effective sample size; how it was made, as metadata."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns = {"log_prob": estimate.log_prob, "error": estimate.error, "ess": estimate.ess}
-    scores = pa.table(columns).replace_schema_metadata({"rws_ray.score": json.dumps(facts)})
+    from rws_ray.cluster.api import scores_table
+
     aside = out.with_name(f".{out.name}.new")
-    pq.write_table(scores, aside)
+    pq.write_table(scores_table(estimate, facts), aside)
     aside.replace(out)
 
 

@@ -20,9 +20,8 @@ from typing import Any
 from rws_ray.command import help_text, json_line, parse_job, show_job
 from rws_ray.config import Job, home
 from rws_ray.errors import run_command
-from rws_ray.estimators import ESTIMATORS
 from rws_ray.evaluate import star_lines
-from rws_ray.report.terminal import Progress, count, duration, nll_text
+from rws_ray.report.terminal import count, duration, nll_text
 from rws_ray.tracking import tracking_uri
 
 USAGE = "usage: python -m rws_ray.train [JOB.toml] [--section.key VALUE …] [flags]"
@@ -42,6 +41,7 @@ def main(arguments: list[str]) -> None:
         return
 
     from rws_ray.cluster.jobs import prepare, run_job  # torch: only once the job is known to be sound
+    from rws_ray.cluster.telling import Teller
 
     prepared = prepare(job)
     dataset = prepared.dataset
@@ -65,35 +65,6 @@ def length_of(job: Job) -> str:
     """How long the run is."""
     epochs = f"{count(job.optim.epochs)} epochs"
     return f"{duration(job.optim.max_seconds)} of updates or {epochs}" if job.optim.max_seconds else epochs
-
-
-class Teller:
-    """Turns a run's reports into its progress line, from the moment that training begins."""
-
-    def __init__(self, job: Job, stack: ExitStack):
-        self.job, self.stack = job, stack
-        self.progress: Progress | None = None
-        self.line, self.done = "", 0
-
-    def __call__(self, record: dict[str, Any]) -> None:
-        """Show one report."""
-        kind, limit = record["kind"], math.ceil(self.job.optim.max_seconds)
-        if kind == "warning":
-            print(f"warning: {record['message']}", flush=True)
-            return
-        if kind in ("start", "epoch"):
-            self.done = min(math.floor(record["seconds"]), limit) if limit else math.floor(record["epoch"])
-        if self.progress is None:
-            total, unit = (limit, "second") if limit else (self.job.optim.epochs, "epoch")
-            self.progress = self.stack.enter_context(Progress(total, unit, start=self.done))
-        if kind == "estimate":
-            self.progress.update(self.done, f"{self.line}  test NLL {record['done'] / record['total']:.0%}")
-        elif kind == "epoch":
-            nll = nll_text(record["valid_nll"], record["valid_nll_stderr"], record["valid_num_samples"])
-            bound = f"{ESTIMATORS[self.job.estimator.name].bound} {record['train_bound']:.2f}"
-            speed = f"{count(round(record['examples_per_second']))} examples/s"
-            self.line = f"NLL {nll}  {bound}  ESS/K {record['ess_ratio']:.2f}  {speed}"
-            self.progress.update(self.done, self.line)
 
 
 def report(job: Job, result: dict[str, Any], dim: int) -> str:

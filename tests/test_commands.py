@@ -16,6 +16,10 @@ from rws_ray.data import make_split, write_split
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--scale.num_workers", "0", "--optim.epochs", "2", "--eval.final_num_samples", "60", "--model.layers", "12,6"]
+FIGURES = (
+    "samples", "reconstructions", "nll_over_epochs", "nll_over_num_samples", "receptive_fields", "layer_dreams",
+    "unit_activity", "ess_over_epochs", "ess_histogram", "weight_tails", "divergence_by_layer",
+)  # fmt: skip
 MODULES = ["train", "evaluate", "score", "sample", "registry", "runs", "data", "tracking"]
 
 
@@ -57,9 +61,23 @@ def test_train_ends_with_what_a_user_needs(trained):
         assert part in printed
     assert "models:/small/1" in printed
     assert "mlflow ui --backend-store-uri" in printed
-    for figure in ("samples", "reconstructions", "nll_over_epochs", "nll_over_num_samples"):
+    for figure in FIGURES:
         assert (folder / "runs" / "small" / "figures" / f"{figure}.png").stat().st_size > 1000
         assert (folder / "runs" / "small" / "figures" / f"{figure}.csv").exists()
+
+
+def test_a_run_leaves_a_card_of_its_model(trained):
+    folder, _, printed = trained
+    card = (folder / "runs" / "small" / "model" / "MODEL_CARD.md").read_text()
+    result = json.loads(printed.splitlines()[-1])
+    for part in (
+        f"{result['nll']:.3f} ± {result['nll_stderr']:.3f} nats (K = 60)",
+        "CC BY 4.0 (UCI, Optical Recognition of Handwritten Digits)",
+        "| p(x∣h1) | sbn, 12 → 64 | 832 |",
+        'rws_ray.load_model("models:/small/VERSION")',
+        "epochs = 2",
+    ):
+        assert part in card
 
 
 def test_json_is_the_last_line_with_the_contracts_keys(trained):

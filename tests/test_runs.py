@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rws_ray.cluster.jobs import train_job
+from rws_ray.cluster.api import train
 from rws_ray.config import load_job
 from rws_ray.errors import ConfigError
 from rws_ray.runs import main
@@ -22,7 +22,7 @@ def home(tmp_path_factory):
         patch.setenv("RWS_HOME", str(home))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         for name, *changes in (["one"], ["same", "--scale.checkpoint_steps", "5"], ["other", "--seed", "1"]):
-            train_job(load_job(None, ["--name", name, *SMALL, *changes]).job)
+            train(load_job(None, ["--name", name, *SMALL, *changes]).job, quiet=True)
         yield home
 
 

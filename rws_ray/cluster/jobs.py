@@ -1,13 +1,11 @@
-"""A job from the door to its result: checks, the run's folder, training, figures, MLflow, the registered model."""
+"""A job from the door to its result: checks, the run's folder, training, what people look at, MLflow, the registry."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import platform
-import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -17,24 +15,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-import torch
-
+from rws_ray.cluster.present import present
 from rws_ray.cluster.reports import Show
 from rws_ray.cluster.session import check_gpus
 from rws_ray.cluster.trainer import train_run
 from rws_ray.config import Job, home
-from rws_ray.core.machine import HelmholtzMachine
 from rws_ray.core.storage import WEIGHTS_FILE
-from rws_ray.core.streams import generator
 from rws_ray.data import Dataset, open_dataset
 from rws_ray.errors import ConfigError
-from rws_ray.estimators import ESTIMATORS
-from rws_ray.report import figures
 from rws_ray.tracking import Drain, RunLog, check_model_name, delivery, fetch_model, tracking_uri, unsent
 from rws_ray.training.checkpoint import Store, check_writable, open_store
 from rws_ray.training.folder import RunFolder, checkpoint_place
 from rws_ray.training.lease import lease
-from rws_ray.training.loop import Outcome
 from rws_ray.training.stopping import ask_to_stop, withdraw
 
 STAR_KEYS = ("star_nll", "star_nll_stderr", "log_z", "log_z_stderr")  # where p* was fitted; `nll` is that of p
@@ -76,11 +68,6 @@ def prepare(job: Job) -> PreparedJob:
         initial = fetch_model(job.model.warm_start, home())
         digests["initial"] = hashlib.sha256((initial / WEIGHTS_FILE).read_bytes()).hexdigest()
     return PreparedJob(job, dataset, initial, digests)
-
-
-def train_job(job: Job, restart: bool = False) -> dict[str, Any]:
-    """Train a job from Python: its checks, then `run_job`, quietly."""
-    return run_job(prepare(job), lambda record: None, restart)
 
 
 def run_job(prepared: PreparedJob, show: Show, restart: bool = False, verbose: bool = False) -> dict[str, Any]:
@@ -159,9 +146,8 @@ def _run_tracked(prepared: PreparedJob, folder: RunFolder, log: RunLog, show: Sh
 
     try:
         outcome = train_run(job, dataset, folder, prepared.initial, seen, verbose)
-        write_model(folder.model, outcome.machine, job.resolved(), outcome.metrics)
-        draw_figures(folder, job, outcome, dataset)
-        log.metrics(outcome.metrics["step"], numbers(outcome.metrics))
+        diagnosis = present(folder, outcome, job, dataset, run_tags())
+        log.metrics(outcome.metrics["step"], numbers(outcome.metrics) | diagnosis)
         log.artifacts(folder.figures, "figures")
         log.model(folder.model, job.track.register_as, model_tags(dataset, outcome.metrics))
         log.end("FINISHED")
@@ -179,47 +165,6 @@ def log_epoch(log: RunLog, record: dict[str, Any]) -> None:
     if record["kind"] == "epoch":
         skipped = ("kind", "step", "epochs", "time", "rows", "digest")
         log.metrics(record["step"], {key: value for key, value in record.items() if key not in skipped})
-
-
-def write_model(path: Path, machine: HelmholtzMachine, job: dict[str, Any], metrics: dict[str, Any]) -> None:
-    """Write a model's folder: the machine, the job that made it, and its metrics."""
-    aside = path.with_name(f".{path.name}.new")
-    shutil.rmtree(aside, ignore_errors=True)
-    machine.save(aside)
-    (aside / "job.json").write_text(json.dumps(job, indent=1) + "\n")
-    (aside / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
-    shutil.rmtree(path, ignore_errors=True)
-    aside.rename(path)
-
-
-def draw_figures(folder: RunFolder, job: Job, outcome: Outcome, dataset: Dataset) -> None:
-    """Samples, reconstructions, NLL over epochs and over K, each with its data beside it."""
-    machine, records, metrics = outcome.machine, folder.records(), outcome.metrics
-    shape = dataset.shape
-    figures.sample_grid(machine.sample_prior(100), shape, folder.figures / "samples.png", "Samples from p")
-    chosen = torch.randperm(dataset.test.num_rows, generator=generator(0, "shown rows"))[:10].sort().values
-    x = dataset.test.unpacked(chosen.numpy())
-    means = machine.reconstruct(x, num_samples=10)
-    figures.reconstruction_grid(x, means, shape, folder.figures / "reconstructions.png")
-    curve = metrics["curve"]
-    figures.nll_over_num_samples(
-        [point["num_samples"] for point in curve],
-        [point["nll"] for point in curve],
-        [point["nll_stderr"] for point in curve],
-        folder.figures / "nll_over_num_samples.png",
-    )
-    if records:
-        figures.nll_over_epochs(
-            [record["epoch"] for record in records],
-            [record["train_bound"] for record in records],
-            [record["valid_nll"] for record in records],
-            [record["valid_nll_stderr"] for record in records],
-            [record["train_num_samples"] for record in records],
-            records[-1]["valid_num_samples"],
-            folder.figures / "nll_over_epochs.png",
-            independent_nll=metrics["independent_nll"],
-            bound=ESTIMATORS[job.estimator.name].bound,
-        )
 
 
 def _delivered(folder: RunFolder) -> dict[str, Any]:

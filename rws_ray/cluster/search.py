@@ -11,8 +11,9 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from rws_ray.cluster import comparison, leaderboard
-from rws_ray.cluster.jobs import draw_figures, model_tags, numbers, write_model
+from rws_ray.cluster.jobs import model_tags, numbers, run_tags
 from rws_ray.cluster.ledger import Ledger
+from rws_ray.cluster.present import present
 from rws_ray.cluster.promotion import FINALISTS, Finalist, best_machine, decide, winner_metrics
 from rws_ray.cluster.scoring import score_rows
 from rws_ray.cluster.session import session
@@ -82,9 +83,8 @@ def _run(sweep: Sweep, folder: RunFolder, verbose: bool) -> dict[str, Any]:
         if compared:
             comparison.write(folder.path / REPORT, compared, sweep.ledger)
         leaderboard.write_job(folder.path / REPORT / JOB_FILE, job)
-        write_model(folder.model, winner.machine, job.resolved(), metrics)
-        draw_figures(folder, job, Outcome(winner.machine, metrics), sweep.dataset)
-        _log_winner(sweep, folder, job, metrics)
+        diagnosis = present(folder, Outcome(winner.machine, metrics), job, sweep.dataset, run_tags())
+        _log_winner(sweep, folder, job, metrics, diagnosis)
     except KeyboardInterrupt:
         sweep.interrupt("KILLED")
         _write_report(sweep, folder, finals)
@@ -141,9 +141,11 @@ def _write_report(sweep: Sweep, folder: RunFolder, finals: dict[int, dict[str, A
     return found
 
 
-def _log_winner(sweep: Sweep, folder: RunFolder, job: Job, metrics: dict[str, Any]) -> None:
+def _log_winner(
+    sweep: Sweep, folder: RunFolder, job: Job, metrics: dict[str, Any], diagnosis: dict[str, float]
+) -> None:
     log = sweep.log
-    log.metrics(len(sweep.ledger.trials), numbers(metrics))
+    log.metrics(len(sweep.ledger.trials), numbers(metrics) | diagnosis)
     log.artifacts(folder.path / REPORT)
     log.artifacts(folder.figures, "figures")
     log.model(folder.model, job.track.register_as, model_tags(sweep.dataset, metrics))

@@ -128,6 +128,10 @@ class HelmholtzMachine(nn.Module):
         """Draw `num` examples from p: (num, D), values 0 and 1."""
         return self.dream(num, self._stream(seed, "prior"))[0]
 
+    def sample(self, num: int, seed: int = 0) -> Tensor:
+        """The same as sample_prior, by its short name."""
+        return self.sample_prior(num, seed)
+
     @torch.no_grad()
     def sample_posterior(self, x_BD: Any, num_samples: int = 1, seed: int = 0) -> list[Tensor]:
         """Draw states from q(h|x), the approximate posterior: for each layer (B, K, H_l)."""
@@ -158,7 +162,7 @@ class HelmholtzMachine(nn.Module):
         x_BD = self.rows(x_BD)
         return estimate_likelihood(self, x_BD, num_samples, seed, range(len(x_BD)))
 
-    def log_likelihood(self, x_BD: Any, num_samples: int, seed: int = 0) -> Tensor:
+    def log_likelihood(self, x_BD: Any, num_samples: int = 1000, seed: int = 0) -> Tensor:
         """log p̂(x) in nats from K samples, (B,) float64, for each row on its own; memory does not grow with K."""
         return self.likelihood(x_BD, num_samples, seed).log_prob
 

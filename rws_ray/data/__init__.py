@@ -8,7 +8,7 @@
 """
 
 from rws_ray.data.binarize import Binarize
-from rws_ray.data.dataset import Dataset, Memory, StreamedSet, data_root, names_in, open_dataset, open_split
+from rws_ray.data.dataset import Dataset, Memory, StreamedSet, data_root, license_of, names_in, open_dataset, open_split
 from rws_ray.data.format import Kind, Split, make_split, read_split, write_split
 from rws_ray.data.streamed import StreamedSplit
 
@@ -21,6 +21,7 @@ __all__ = [
     "StreamedSet",
     "StreamedSplit",
     "data_root",
+    "license_of",
     "make_split",
     "names_in",
     "open_dataset",

@@ -1,8 +1,9 @@
 """List, check and make data sets.
 
 python -m rws_ray.data list
-python -m rws_ray.data check ./data/adult
 python -m rws_ray.data prepare binarized_mnist --out ./data
+python -m rws_ray.data prepare mine --out ./data --from table.csv
+python -m rws_ray.data check ./data/mine --job mine.toml
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rws_ray.data.catalog import CATALOG, known_content
-from rws_ray.data.dataset import EMBEDDED, data_root, read_folder, split_files
+from rws_ray.data.dataset import EMBEDDED, data_root, open_dataset, read_folder, split_files
 from rws_ray.data.format import Split, distinct_rows, read_header, read_split
+from rws_ray.data.inspection import findings, inspect
 from rws_ray.data.prepare import prepare
+from rws_ray.data.proposal import job_text, propose
 from rws_ray.errors import DataError, run_command
 
 
@@ -28,9 +31,9 @@ def main(arguments: list[str]) -> None:
     if options.command == "list":
         _list(data_root(options.path))
     elif options.command == "check":
-        _check(options.path)
+        _check(options.path, options.job)
     else:
-        _prepare(options.name, options.out, options.files)
+        _prepare(options.name, options.out, options.files, options.license)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -51,16 +54,18 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("--path", type=Path, help="the folder of sets (default: RWS_DATA_DIR, else ./data)")
     check = commands.add_parser(
         "check",
-        help="read a set or one file whole, check it and describe it",
-        epilog="example:\n  python -m rws_ray.data check ./data/adult",
+        help="read a set or one file whole, check it, describe it and propose a first job",
+        epilog="example:\n  python -m rws_ray.data check ./data/adult --job adult.toml",
         formatter_class=as_written,
     )
-    check.add_argument("path", type=Path, help="a set's folder, or one .parquet file")
+    check.add_argument("path", type=Path, help="a set's folder, digits, or one .parquet file")
+    check.add_argument("--job", type=Path, metavar="FILE", help="write the proposed job there")
     making = commands.add_parser(
         "prepare",
         help="fetch or convert a set into Parquet",
         epilog="examples:\n"
         "  python -m rws_ray.data prepare mnist_gray --out ./data\n"
+        "  python -m rws_ray.data prepare my_set --out ./data --from table.csv\n"
         "  python -m rws_ray.data prepare my_set --out ./data --from train=a.csv valid=b.csv test=c.csv",
         formatter_class=as_written,
     )
@@ -72,9 +77,11 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="local files instead of the network: .amat, CSV, LIBSVM, IDX (each may be .gz) or one .npz; the split "
-        "is told by the file's name, or as train=FILE valid=FILE test=FILE",
+        help="local files instead of the network: .amat, CSV, LIBSVM, IDX (each may be .gz), .npy, .npz, Arrow, "
+        "Parquet, or a folder of images; one of them is cut into the three splits, of several each one's split is told "
+        "by its name, or as train=FILE valid=FILE test=FILE",
     )
+    making.add_argument("--license", default="", metavar="TEXT", help="the rows' terms of use, for model cards")
     return parser
 
 
@@ -104,21 +111,39 @@ def _found_line(folder: Path) -> tuple[str, ...]:
     return (folder.name, str(train.dim), _sides(train.shape), train.kind, *rows, "here")
 
 
-def _check(path: Path) -> None:
-    if not path.exists():
+def _check(path: Path, job: Path | None) -> None:
+    if not path.exists() and str(path) != EMBEDDED:
         raise DataError(f"{path}: there is no such file or folder. Name a set's folder or one of its .parquet files.")
-    if path.is_dir():
-        dataset = read_folder(path, path.absolute().name)
-        _describe([dataset.train, dataset.valid, dataset.test])
-        print(f"\ndigest of the set: {dataset.digest}")
-    else:
+    if path.is_file():
+        if job is not None:
+            raise DataError(f"--job: {path} is one split; a job is proposed for a set, the folder of all three.")
         _describe([read_split(path)])
-
-
-def _prepare(name: str, out: Path, files: Sequence[str]) -> None:
-    dataset = prepare(name, out, files)
+        return
+    name = path.absolute().name
+    is_found = not path.exists() or path.absolute().parent == data_root().absolute()
+    dataset = read_folder(path, name) if path.exists() else open_dataset(EMBEDDED)
     _describe([dataset.train, dataset.valid, dataset.test])
-    print(f"\nwritten to {out / name}")
+    print(f"\ndigest of the set: {dataset.digest}\n")
+    found = inspect(dataset)
+    for what, sentence in findings(found):
+        print(f"{what:<9} {sentence}")
+    text = job_text(
+        propose(found, name, None if is_found else str(path.absolute().parent)),
+        f"A first job for {name}, proposed by `python -m rws_ray.data check`.",
+    )
+    if job is None:
+        print(f"\nA first job (--job FILE writes it):\n\n{text}", end="")
+        return
+    if job.exists():
+        raise DataError(f"--job: {job} is there already and is left as it is; take another name.")
+    job.write_text(text)
+    print(f"\nA first job is in {job}. Train it with: python -m rws_ray.train {job}")
+
+
+def _prepare(name: str, out: Path, files: Sequence[str], license: str) -> None:
+    dataset = prepare(name, out, files, license)
+    _describe([dataset.train, dataset.valid, dataset.test])
+    print(f"\nwritten to {out / name}; what it is like: python -m rws_ray.data check {out / name}")
 
 
 def _describe(splits: Sequence[Split]) -> None:

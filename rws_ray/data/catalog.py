@@ -25,7 +25,7 @@ class NamedSet:
     """A set of the catalog.
 
     `homes` are (split, address) pairs of the files that the public gets it from; none for the embedded set. Where no
-    file is named for valid, it is the last rows of the train file.
+    file is named for valid, it is the last rows of the train file. `license` tells the terms of use.
     """
 
     name: str
@@ -34,6 +34,7 @@ class NamedSet:
     kind: Kind
     parts: Mapping[str, Part]
     homes: tuple[tuple[str, str], ...] = ()
+    license: str = ""
 
 
 def _named(
@@ -43,9 +44,10 @@ def _named(
     shape: tuple[int, ...] = (),
     kind: Kind = "binary",
     homes: tuple[tuple[str, str], ...] = (),
+    license: str,
 ) -> NamedSet:
     train, valid, test = (Part(num_rows, content) for num_rows, content in parts)
-    return NamedSet(name, dim, shape, kind, {"train": train, "valid": valid, "test": test}, homes)
+    return NamedSet(name, dim, shape, kind, {"train": train, "valid": valid, "test": test}, homes, license)
 
 
 def _one_file_a_split(pattern: str) -> tuple[tuple[str, str], ...]:
@@ -57,6 +59,9 @@ _MNIST = "https://storage.googleapis.com/cvdf-datasets/mnist/"
 _LIBSVM = "https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/"
 _DEBD = "https://raw.githubusercontent.com/UCLA-StarAI/Density-Estimation-Datasets/master/datasets/"
 
+_UCI = "CC BY 4.0 (UCI Machine Learning Repository); this binary form: cite Larochelle & Murray 2011"
+_MNIST_TERMS = "MNIST is usually given as CC BY-SA 3.0"
+
 CATALOG: Mapping[str, NamedSet] = {
     named.name: named
     for named in (
@@ -67,6 +72,7 @@ CATALOG: Mapping[str, NamedSet] = {
             (200, "8d6c63011721ee82a6ba9219a4793e0cf9980e997f12cccaaea78743f8aee1ba"),
             (400, "a30044d4b86014fcaa43c32422b1fa4ea9450558ab4f2f5284241f6cefed2658"),
             shape=(8, 8),
+            license="CC BY 4.0 (UCI, Optical Recognition of Handwritten Digits)",
         ),
         _named(
             "binarized_mnist",
@@ -76,6 +82,7 @@ CATALOG: Mapping[str, NamedSet] = {
             (10000, "6c126d0d05ec3a5622934ea5d942ae0da93d61cc9b28ce8ffe7269341c75f831"),
             shape=(28, 28),
             homes=_one_file_a_split(_LAROCHELLE + "binarized_mnist/binarized_mnist_{}.amat"),
+            license=f"not stated for this binary form; {_MNIST_TERMS}",
         ),
         _named(
             "mnist_gray",
@@ -91,6 +98,7 @@ CATALOG: Mapping[str, NamedSet] = {
                 ("test", _MNIST + "t10k-images-idx3-ubyte.gz"),
                 ("test", _MNIST + "t10k-labels-idx1-ubyte.gz"),
             ),
+            license=_MNIST_TERMS,
         ),
         _named(
             "ocr_letters",
@@ -100,6 +108,7 @@ CATALOG: Mapping[str, NamedSet] = {
             (10000, "4831f76d339ab502adee7fac296b5d8fd9d62137308aad6eb2f14abfb2284a11"),
             shape=(16, 8),
             homes=_one_file_a_split(_DEBD + "ocr_letters/ocr_letters.{}.data"),
+            license="not stated (B. Taskar's OCR set); this form: cite Larochelle & Murray 2011",
         ),
         _named(
             "adult",
@@ -108,6 +117,7 @@ CATALOG: Mapping[str, NamedSet] = {
             (1414, "0f8dd918e0a47e492ef1c2dc0ecf90e8556506fa70bf1edf27d6d249c884f2d4"),
             (26147, "d9656482f7098c045c33f3e3fc089bc3ae79c0de597408d45ab4beb5eb211370"),
             homes=_one_file_a_split(_DEBD + "adult/adult.{}.data"),
+            license=_UCI,
         ),
         _named(
             "dna",
@@ -116,6 +126,7 @@ CATALOG: Mapping[str, NamedSet] = {
             (600, "2d42ef6c8fd567eeee749ceee4002e07fd94092d198696c52b5997465411d9ad"),
             (1186, "66253f0b3dd288a10daf720324c96698bd20f5ce5d4ed987c7a2a4e1e425ccb8"),
             homes=(("train", _LIBSVM + "multiclass/dna.scale"), ("test", _LIBSVM + "multiclass/dna.scale.t")),
+            license="CC BY 4.0 (UCI, Splice-junction Gene Sequences); not stated for LIBSVM's form of it",
         ),
         _named(
             "connect4",
@@ -124,6 +135,7 @@ CATALOG: Mapping[str, NamedSet] = {
             (4000, "5aa936f5de0c7a91f70f39efea64f5a48fa01f1ce54bf9983f1c5695cde435be"),
             (47557, "025d73c0250075d5afd81b5a99b74cf2239e2807b0d14d84af617fbd061a13ac"),
             homes=_one_file_a_split(_DEBD + "connect4/connect4.{}.data"),
+            license=_UCI,
         ),
     )
 }

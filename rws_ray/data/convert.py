@@ -3,7 +3,8 @@
 - text of 0/1 cells between blanks (.amat) or commas (CSV, with or without a header), one row a line;
 - LIBSVM text, `class index:1 index:1 …` with indices from 1;
 - IDX images of unsigned bytes (MNIST's form), and IDX classes beside them;
-- .npz with the arrays train, valid and test.
+- .npz with the arrays train, valid and test; .npy with one array;
+- Arrow (Feather) and Parquet tables, and folders of images (tables.py).
 
 Text and IDX may be packed with gzip or bzip2. Suffixes: N rows, D units.
 """
@@ -28,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rws_ray.data.format import SPLITS
+from rws_ray.data.tables import read_array, read_images, read_table
 from rws_ray.errors import DataError
 
 _SNIFFED_BYTES = 1 << 16
@@ -48,19 +50,30 @@ class Converted:
 
 
 def convert(path: Path) -> Converted:
-    """Read a text, LIBSVM or IDX file.
+    """Read a text, LIBSVM, IDX, `.npy`, Arrow or Parquet file, or a folder of images.
 
     Raises:
-        DataError: no such file, none of these, damaged, or with cells that are not 0/1 (text) or 0..255 (IDX).
+        DataError: no such file, none of these, damaged, or with cells that are not 0/1 (text) or 0..255 (the rest).
     """
+    if path.is_dir():
+        pictures, classes, sides = read_images(path)
+        return Converted(pictures, classes, sides)
     with _readable(path, "file"), _unpacked(path) as file:
         head = file.read(_SNIFFED_BYTES)
     if head[:2] == b"\0\0" and len(head) >= 4:
         return _idx(path)
-    if b"\0" in head or head.startswith((b"MATLAB", b"PK", b"PAR1")):
+    if head.startswith(b"\x93NUMPY"):
+        with _readable(path, ".npy array"):
+            cells, shape = read_array(path)
+        return Converted(cells, shape=shape)
+    if head.startswith((b"ARROW1", b"PAR1")):
+        with _readable(path, "table"):
+            return Converted(*read_table(path))
+    if b"\0" in head or head.startswith((b"MATLAB", b"PK")):
         raise DataError(
-            f"{path}: is none of the files that can be converted: text of 0/1 (.amat, CSV), LIBSVM text, IDX, .npz. "
-            f"Save the rows as one of these, .npz being the simplest: numpy.savez(file, train=…, valid=…, test=…)."
+            f"{path}: is none of the files that can be converted: text of 0/1 (.amat, CSV), LIBSVM text, IDX, .npz, "
+            f".npy, Arrow, Parquet, or a folder of images. Save the rows as one of these, .npz being the simplest: "
+            f"numpy.savez(file, train=…, valid=…, test=…)."
         )
     if b":" in head:
         return _libsvm(path)

@@ -88,6 +88,13 @@ class StreamedSet(NamedTuple):
         return dataset
 
 
+def license_of(name: str, path: str | Path | None = None) -> str:
+    """On what terms a set may be used: what its files say, else the catalog; "" where neither does."""
+    train = split_files(_folder(name, path))[0]
+    told = read_header(train).license if train.is_file() else ""
+    return told or (CATALOG[name].license if name in CATALOG else "")
+
+
 def data_root(path: str | Path | None = None) -> Path:
     """The folder that holds the sets: `path`, else RWS_DATA_DIR, else ./data."""
     return Path(path or os.environ.get("RWS_DATA_DIR") or "data").expanduser()

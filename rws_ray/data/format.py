@@ -83,6 +83,7 @@ class Header:
     num_rows: int
     has_labels: bool
     sha256: str | None
+    license: str = ""
 
 
 def make_split(
@@ -149,8 +150,14 @@ def check_digest(path: Path, header: Header, sha256: str) -> None:
         )
 
 
-def write_split(path: Path, split: Split, source: str) -> None:
+def write_split(path: Path, split: Split, source: str, license: str = "") -> None:
     """Write a split as zstd Parquet with the contract's metadata: complete at `path`, or not there at all.
+
+    Args:
+        path: of the file.
+        split: what to write.
+        source: where the rows came from.
+        license: on what terms they may be used; "" where that is not known.
 
     Raises:
         DataError: the folder cannot be made or written to.
@@ -158,7 +165,7 @@ def write_split(path: Path, split: Split, source: str) -> None:
     cells = pa.py_buffer(np.ascontiguousarray(split.rows))
     x = pa.FixedSizeBinaryArray.from_buffers(pa.binary(split.rows.shape[1]), split.num_rows, [None, cells])
     columns = {"x": x} if split.labels is None else {"x": x, "label": pa.array(split.labels, pa.int16())}
-    table = pa.table(columns).replace_schema_metadata(_metadata(split, source))
+    table = pa.table(columns).replace_schema_metadata(_metadata(split, source, license))
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -190,8 +197,9 @@ def distinct_rows(split: Split) -> int:
     return int(np.count_nonzero(np.any(rows[1:] != rows[:-1], axis=1))) + 1
 
 
-def _metadata(split: Split, source: str) -> dict[str, str]:
-    return {
+def _metadata(split: Split, source: str, license: str) -> dict[str, str]:
+    terms = {"license": license} if license else {}
+    return terms | {
         "name": split.name,
         "split": split.split,
         "dim": str(split.dim),
@@ -274,6 +282,7 @@ def _header(path: Path, file: pq.ParquetFile) -> Header:
         num_rows=num_rows,
         has_labels="label" in schema.names,
         sha256=metadata.get("sha256_raw"),
+        license=metadata.get("license", ""),
     )
 
 

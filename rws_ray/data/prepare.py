@@ -1,8 +1,8 @@
 """Making a set: public or local files → three checked splits → Parquet.
 
 Files are told apart by their content (convert.py) and given to a split by their name, or as `train=FILE`. Where no file
-is for valid, it is cut from the end of train, as is the custom for MNIST. A set of the catalog must hold the catalog's
-rows, in any order.
+is for valid, it is cut from the end of train, as is the custom for MNIST. One file (or folder of images) for a set of
+one's own is shuffled and cut into all three. A set of the catalog must hold the catalog's rows, in any order.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ _WORDS = {
     "test": {"test", "testing", "t10k", "t"},
 }
 _MNIST_IMAGES, _MNIST_VALID = 60_000, 10_000
+_WHOLE = "all"  # one source that is cut into the three splits
+_TRAIN_SHARE, _VALID_SHARE = 0.8, 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,13 +44,15 @@ class _Source:
     origin: str
 
 
-def prepare(name: str, out: Path, files: Sequence[str] = ()) -> Dataset:
+def prepare(name: str, out: Path, files: Sequence[str] = (), license: str = "") -> Dataset:
     """Make the set `name` and write it as out/name/{train,valid,test}.parquet.
 
     Args:
         name: a set of the catalog, or any other name for a set of the user's own.
         out: the root folder of sets.
-        files: local files, each FILE or SPLIT=FILE; without any, the set's public files are fetched.
+        files: local files, each FILE or SPLIT=FILE, or one FILE or folder that is cut into the three splits; without
+            any, the set's public files are fetched.
+        license: on what terms the rows may be used; goes into the files, and from there into model cards.
 
     Raises:
         DataError: files that cannot be read or do not fit together, or rows that are not the catalog's.
@@ -60,14 +64,14 @@ def prepare(name: str, out: Path, files: Sequence[str] = ()) -> Dataset:
         dataset = Dataset(name, *(embedded[split] for split in SPLITS))
         origins = dict.fromkeys(SPLITS, DIGITS_SOURCE)
     else:
-        sources = _read(_assigned(files)) if files else _fetched(name, out)
-        sources = _with_valid(name, sources)
+        sources = _read(_assigned(files, name)) if files else _fetched(name, out)
+        sources = _cut_in_three(sources[_WHOLE]) if _WHOLE in sources else _with_valid(name, sources)
         dataset = _assembled(name, sources)
         origins = {split: source.origin for split, source in sources.items()}
     if name in CATALOG:
         check_content(dataset, CATALOG[name])
     for split in (dataset.train, dataset.valid, dataset.test):
-        write_split(out / name / f"{split.split}.parquet", split, origins[split.split])
+        write_split(out / name / f"{split.split}.parquet", split, origins[split.split], license)
     return dataset
 
 
@@ -97,8 +101,7 @@ def split_of(path: Path) -> str:
     Raises:
         DataError: the name tells none, or more than one.
     """
-    words = set(re.split(r"[^a-z0-9]+", path.name.lower()))
-    told = [split for split in SPLITS if words & _WORDS[split]]
+    told = _told_splits(path)
     if len(told) != 1:
         raise DataError(
             f"{path}: the file's name tells {'no split' if not told else ' and '.join(told)}. "
@@ -107,8 +110,19 @@ def split_of(path: Path) -> str:
     return told[0]
 
 
-def _assigned(files: Sequence[str]) -> list[tuple[str, Path]]:
+def _told_splits(path: Path) -> list[str]:
+    """The splits that the words of a file's name tell."""
+    words = set(re.split(r"[^a-z0-9]+", path.name.lower()))
+    return [split for split in SPLITS if words & _WORDS[split]]
+
+
+def _assigned(files: Sequence[str], name: str) -> list[tuple[str, Path]]:
     """(split, file) pairs; the split is "" for a .npz file, which has all three."""
+    alone = Path(files[0]).expanduser()
+    if len(files) == 1 and alone.is_dir() and all((alone / split).is_dir() for split in SPLITS):
+        return [(split, alone / split) for split in SPLITS]
+    if len(files) == 1 and name not in CATALOG and alone.suffix != ".npz" and not _told_splits(alone):
+        return [(_WHOLE, alone)]
     pairs = []
     for item in files:
         split, is_told, rest = item.partition("=")
@@ -186,7 +200,21 @@ def _with_valid(name: str, sources: Mapping[str, _Source]) -> dict[str, _Source]
     }
 
 
-def _cut(rows: Converted, part: slice) -> Converted:
+def _cut_in_three(source: _Source) -> dict[str, _Source]:
+    """Train, valid and test of one source, in a fixed random order: 80, 10 and 10 rows of a hundred."""
+    num_rows = len(_cells(source))
+    if num_rows < 10:
+        raise DataError(f"{source.origin}: {num_rows} rows are too few to be cut into train, valid and test.")
+    order, parts, start = np.random.default_rng(0).permutation(num_rows), {}, 0
+    ends = np.cumsum([round(share * num_rows) for share in (_TRAIN_SHARE, _VALID_SHARE)])
+    for split, end in zip(SPLITS, [*ends.tolist(), num_rows], strict=True):
+        chosen = np.sort(order[start:end])
+        parts[split] = _Source(_cut(source.rows, chosen), f"{source.origin} ({len(chosen)} of {num_rows} rows)")
+        start = end
+    return parts
+
+
+def _cut(rows: Converted, part: slice | NDArray[np.int64]) -> Converted:
     return replace(
         rows,
         cells=None if rows.cells is None else rows.cells[part],

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 WIDTH = 1000  # pixels
@@ -31,7 +32,10 @@ SECOND = "#d08a3c"  # mid-grey without colour: the series it is compared with
 RULE = "#8c8c8c"  # separators
 GRID = "#dedede"
 
+CAPTION_LINE = 20  # pixels of a line of a caption
+
 _DPI = 100
+_CAPTION_CHARACTER = 8.4  # pixels at most, on average over a line
 _TITLE_CHARACTERS = 60  # that fit in WIDTH at the title's size, capitals too
 _TITLE_LINE = 26  # pixels
 
@@ -75,6 +79,39 @@ def blank_figure(width: int, height: int, title: str) -> tuple[Figure, int]:
     at = 1 - MARGIN / 2 / total
     figure.text(MARGIN / width, at, "\n".join(lines), size=14, weight="bold", color=INK, va="top", linespacing=1.25)
     return figure, total
+
+
+def chart(title: str, x_label: str, y_label: str, lines: int, height: int = 600) -> tuple[Figure, Axes]:
+    """A figure of one pair of axes under its title, with room below them for a caption of so many lines."""
+    figure = canvas(title, lines, height)
+    axes = figure.add_subplot()
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    return figure, axes
+
+
+def canvas(title: str, lines: int, height: int = 600) -> Figure:
+    """A figure without axes yet; those that are added fill the room between title and caption."""
+    figure, total = blank_figure(WIDTH, height, title)
+    edge, below = MARGIN / 2, MARGIN + CAPTION_LINE * lines
+    room = (edge / WIDTH, below / total, 1 - 2 * edge / WIDTH, (height - below + edge) / total)
+    figure.set_layout_engine("constrained", rect=room)
+    return figure
+
+
+def caption(figure: Figure, text: str) -> int:
+    """Write the caption at the foot of a figure, wrapped to its width; the number of its lines."""
+    width, height = figure.get_size_inches() * figure.dpi
+    lines = caption_lines(text, int(width))
+    figure.text(
+        MARGIN / width, MARGIN / height, "\n".join(lines), size=10.5, color=INK, va="bottom", linespacing=1.35
+    )  # fmt: skip
+    return len(lines)
+
+
+def caption_lines(text: str, width: int = WIDTH) -> list[str]:
+    """A caption's lines in a figure of so many pixels."""
+    return textwrap.wrap(text, int((width - 2 * MARGIN) / _CAPTION_CHARACTER))
 
 
 def save(figure: Figure, path: str | Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:

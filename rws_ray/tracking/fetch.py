@@ -1,6 +1,6 @@
 """From a reference to a verified model folder on this machine.
 
-Only the four files of a model are ever taken, as bytes: nothing is unpickled, nothing that the artifact names is
+Only the five files of a model are ever taken, as bytes: nothing is unpickled, nothing that the artifact names is
 imported. Registered and logged models are verified against the sha256 that the registry keeps of weights and
 configuration, and a model that holds any other file (a pickle, a code folder, a link) is refused as a whole.
 """
@@ -196,7 +196,7 @@ def _verified(label: str, folder: Path, expected: dict[str, str]) -> Path:
 
 
 def _download(tracking: Tracking, label: str, location: str, destination: Path) -> None:
-    """Download the model's four files, after a look at the names of all files."""
+    """Download the model's files, after a look at the names of all files."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     repository = get_artifact_repository(location, tracking_uri=tracking.uri)

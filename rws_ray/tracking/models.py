@@ -1,8 +1,9 @@
 """Models in MLflow: a model folder becomes a logged model of its run and, under a name, a registered version.
 
-What is stored is data: config.json, model.safetensors, job.json and metrics.json. MLflow's pyfunc form names our loader
-(`rws_ray.tracking.pyfunc`) and carries no code and no pickle. A version is found or made by the digest of its weights,
-so registering the same model again changes nothing. Every new version is `candidate`; a name's first is `champion`.
+What is stored is data: config.json, model.safetensors, job.json, metrics.json and the model card. MLflow's pyfunc form
+names our loader (`rws_ray.tracking.pyfunc`) and carries no code and no pickle. A version is found or made by the digest
+of its weights, so registering the same model again changes nothing. Every new version is `candidate`; a name's first is
+`champion`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rws_ray.errors import ConfigError, ModelError
+from rws_ray.tracking.card import description
 from rws_ray.tracking.store import Tracking, answering
 
 if TYPE_CHECKING:
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 CONFIG_FILE, WEIGHTS_FILE, JOB_FILE, METRICS_FILE = "config.json", "model.safetensors", "job.json", "metrics.json"
-MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE, JOB_FILE, METRICS_FILE)
+CARD_FILE = "MODEL_CARD.md"
+MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE, JOB_FILE, METRICS_FILE, CARD_FILE)
 MODEL_FOLDER = "model"  # its name in a run folder, of the logged model, and below MLflow's data/
 DIGEST_TAGS = {WEIGHTS_FILE: "rws.model_sha256", CONFIG_FILE: "rws.config_sha256"}
 WEIGHTS_TAG = DIGEST_TAGS[WEIGHTS_FILE]
@@ -72,7 +75,8 @@ def log_model(
     Args:
         tracking: the store.
         run_id: of the run that made the model.
-        folder: holds config.json and model.safetensors, and may hold job.json and metrics.json.
+        folder: holds config.json and model.safetensors, and may hold job.json, metrics.json and MODEL_CARD.md, which
+            becomes the version's description too.
         register_as: name in the registry; empty logs the model only.
         tags: of the logged model and the version; the registry's tables show `nll`, `nll_stderr`, `num_samples`
             and `data`.
@@ -89,6 +93,7 @@ def log_model(
         if not register_as:
             return StoredModel(f"models:/{model.model_id}", model.model_id)
         version = _find_or_register(tracking, run_id, model, register_as, tags)
+        _describe(tracking, folder, register_as, str(version.version))
         number = int(version.version)
         _settle_aliases(tracking, register_as, number)
         aliases = tracking.client.get_model_version(register_as, str(number)).aliases
@@ -197,6 +202,13 @@ def _find_or_register(
     link = json.dumps([{"name": name, "version": version.version}])
     client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": link})  # MLflow's pages show it
     return version
+
+
+def _describe(tracking: Tracking, folder: Path, name: str, version: str) -> None:
+    """Give the version its card as description, where it has none yet (people may have edited it)."""
+    card = folder / CARD_FILE
+    if card.is_file() and not tracking.client.get_model_version(name, version).description:
+        tracking.client.update_model_version(name, version, description(card.read_text(), version))
 
 
 def _settle_aliases(tracking: Tracking, name: str, version: int) -> None:

@@ -75,6 +75,7 @@ def write_model() -> Callable[..., HelmholtzMachine]:
         machine.save(folder)
         (folder / "job.json").write_text(json.dumps({"data": {"name": "digits"}}))
         (folder / "metrics.json").write_text(json.dumps({"nll": 3.25}))
+        (folder / "MODEL_CARD.md").write_text("# small\n\nload models:/small/VERSION\n")
         return machine
 
     return write

@@ -48,6 +48,18 @@ def test_the_same_weights_are_one_version_however_often_they_are_registered(
     assert mlflow.get_tracking_uri() == before  # the process-wide setting is never touched
 
 
+def test_the_card_is_the_versions_description_with_its_number(
+    tracking: Tracking, unique: str, register: Callable[[int], int]
+) -> None:
+    register(0)
+    register(1)
+    version = tracking.client.get_model_version(unique, "2")
+    assert version.description == "# small\n\nload models:/small/2\n"
+    tracking.client.update_model_version(unique, "2", "edited by hand")
+    register(1)
+    assert tracking.client.get_model_version(unique, "2").description == "edited by hand"
+
+
 def test_a_crash_before_the_upload_is_completed_by_the_next_attempt(
     tracking: Tracking, run_id: str, unique: str, tmp_path: Path, write_model: Callable[..., HelmholtzMachine]
 ) -> None:
