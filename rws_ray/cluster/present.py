@@ -13,6 +13,7 @@ from rws_ray.config import Job
 from rws_ray.core.machine import HelmholtzMachine
 from rws_ray.data import Dataset, license_of
 from rws_ray.estimators import ESTIMATORS
+from rws_ray.kinds import stacks
 from rws_ray.tracking.card import CardFacts, model_card
 from rws_ray.tracking.models import CARD_FILE, JOB_FILE, METRICS_FILE
 from rws_ray.training.diagnosis import diagnose, summary_of
@@ -75,18 +76,19 @@ def estimator_name(job: Job) -> str:
 def count_parameters(machine: HelmholtzMachine) -> list[tuple[str, str, int]]:
     """Name, widths and number of parameters of each layer: p from the top down, then q from the data up."""
     widths = [machine.dim, *machine.layers]
+    p_kinds, q_kinds = stacks(machine.p_layer, machine.q_layer, len(machine.layers))
 
     def line(name: str, kind: str, part: nn.Module) -> tuple[str, str, int]:
         return name, kind, sum(parameter.numel() for parameter in part.parameters())
 
     depth = len(machine.layers)
     names = ["x", *(f"h{level}" for level in range(1, depth + 1))]
-    lines = [line(f"p({names[depth]})", f"prior of {widths[depth]} units", machine.prior)]
+    lines = [line(f"p({names[depth]})", f"{p_kinds[-1]}, {widths[depth]} units", machine.prior)]
     for level in reversed(range(depth)):
-        kind = f"{machine.p_layer}, {widths[level + 1]} → {widths[level]}"
+        kind = f"{p_kinds[level]}, {widths[level + 1]} → {widths[level]}"
         lines.append(line(f"p({names[level]}∣{names[level + 1]})", kind, list(machine.p)[level]))
     for level in range(depth):
-        kind = f"{machine.q_layer}, {widths[level]} → {widths[level + 1]}"
+        kind = f"{q_kinds[level]}, {widths[level]} → {widths[level + 1]}"
         lines.append(line(f"q({names[level + 1]}∣{names[level]})", kind, list(machine.q)[level]))
     return lines
 

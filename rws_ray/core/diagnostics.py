@@ -22,6 +22,7 @@ from torch import Tensor
 from rws_ray.core.importance import log_mean_weight, normalized_weights
 from rws_ray.core.machine import HelmholtzMachine
 from rws_ray.core.streams import Stream, generator
+from rws_ray.kinds import KINDS, stacks
 
 BLOCK = 20  # rows whose K samples are held at a time
 
@@ -87,7 +88,8 @@ def log_marginal(machine: HelmholtzMachine, level: int, h_BH: Tensor, num_sample
         seen = q.sample(below, num_samples, stream)
         logw = logw + p.observe(below, seen.units).log_prob.double() - seen.log_prob.double()
         below = seen.units
-    return log_mean_weight(logw + machine.prior.observe(below).log_prob.double())
+    nothing = below.new_empty(*below.shape[:2], 0)  # the top layer is given no units
+    return log_mean_weight(logw + machine.prior.observe(below, nothing).log_prob.double())
 
 
 def _total(log_probs: Sequence[Tensor]) -> Tensor:
@@ -123,6 +125,8 @@ def unit_effects(
 ) -> Tensor:
     """What a hidden unit adds to a dream: the mean of x with it switched on, less that with it switched off.
 
+    A real unit is taken for on at +1 and for off at −1.
+
     The rest of the unit's layer is drawn from p; both dreams share their random numbers, so the difference is the
     unit's own.
 
@@ -136,11 +140,12 @@ def unit_effects(
         (U, D) within −1 … 1.
     """
     device = next(machine.parameters()).device
+    is_binary = KINDS[stacks(machine.p_layer, machine.q_layer, len(machine.layers))[1][level - 1]].is_binary
     _, h = machine.dream(num_dreams, Stream(generator(seed, "effects", level, device=device)))
     effects = []
     for unit in units:
         means = []
-        for state in (1.0, 0.0):
+        for state in (1.0, 0.0 if is_binary else -1.0):
             above = h[level - 1].clone()
             above[:, :, unit] = state
             stream = Stream(generator(seed, "effects below", level, device=device))

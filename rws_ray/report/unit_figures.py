@@ -107,7 +107,8 @@ def unit_activity(
     """How often the units of each layer are on, the most active first, and the entropy that this leaves them.
 
     Args:
-        activity: (H,) for each layer, data side first: mean state under q over the data, in 0..1.
+        activity: (H,) for each layer, data side first: mean state under q over the data, in 0..1; empty for a layer
+            whose units are no zeros and ones.
         entropy: (H,) for each layer, bits.
         num_rows: rows that the means are taken over.
         path: of the PNG; beside it a CSV with a row for each unit: `layer`, `unit`, `activity`, `entropy`, `is_dead`.
@@ -126,6 +127,8 @@ def unit_activity(
         figure = style.canvas("Activity and entropy of the units, by layer", lines)
         left, right = figure.subplots(1, 2)
         for layer, (a, e) in enumerate(zip(means, bits, strict=True)):
+            if not len(a):
+                continue
             look = {
                 "color": _GREYS[layer % len(_GREYS)], "linestyle": _DASHES[layer % len(_DASHES)],
                 "marker": "o" if len(a) <= 40 else None, "markersize": 4,

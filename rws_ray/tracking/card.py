@@ -62,6 +62,10 @@ def _nll(nll: float, stderr: float | None) -> str:
     return f"{nll:.3f}" if stderr is None or not math.isfinite(stderr) else f"{nll:.3f} ± {stderr:.3f}"
 
 
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
 def _likelihood(facts: CardFacts) -> str:
     found = facts.metrics
     bits = found["nll"] / (facts.data["dim"] * math.log(2))
@@ -83,8 +87,8 @@ def _diagnostics(facts: CardFacts) -> str:
             str(layer),
             _nll(told["kl_p_q"][layer - 1], told["kl_p_q_stderr"][layer - 1]),
             _nll(told["kl_q_p"][layer - 1], told["kl_q_p_stderr"][layer - 1]),
-            f"{told['activity'][layer - 1]:.3f}",
-            f"{told['entropy'][layer - 1]:.3f}",
+            _share(told["activity"][layer - 1]),
+            _share(told["entropy"][layer - 1]),
             str(told["dead_units"][layer - 1]),
         ]
         for layer in range(1, len(told["kl_p_q"]) + 1)

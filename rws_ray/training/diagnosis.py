@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rws_ray.core.diagnostics import BLOCK, activity_entropy, layer_divergences, unit_activity, unit_effects
-from rws_ray.core.layers import SigmoidLayer
 from rws_ray.core.likelihood import estimate_likelihood
 from rws_ray.core.machine import HelmholtzMachine
 from rws_ray.core.streams import generator
 from rws_ray.data import Split
+from rws_ray.kinds import KINDS, stacks
 from rws_ray.report.unit_figures import DEAD
 from rws_ray.training.estimation import pareto_khat, standard_error
 
@@ -37,9 +37,9 @@ class Diagnosis(NamedTuple):
 
     num_samples, ess (N,), tail_logw (N, M), khat (N,): the weights of the chosen test rows.
     p_to_q, q_to_p (N, L): divergences per row, nats; see core.diagnostics.
-    activity, entropy: (H,) for each layer, share of samples and bits, over `activity_rows` rows.
+    activity, entropy: (H,) for each layer, share of samples and bits, over `activity_rows` rows; empty for real units.
     effects, effect_units: (U, D) and the units' numbers, for each layer.
-    fields: (H, D) weights into the first layer; None where its inputs do not act linearly.
+    fields: (H, D) weights from the data into the first layer of q; None where there is no such map.
     """
 
     num_samples: int
@@ -66,10 +66,12 @@ def diagnose(machine: HelmholtzMachine, test: Split, num_samples: int) -> Diagno
     tail = torch.cat([each.tail_logw for each in found]).numpy()
     divergences = layer_divergences(machine, x_BD, NUM_SAMPLES)
     seen = machine.rows(test.unpacked(order[:ACTIVITY_ROWS].numpy()))
-    activity = unit_activity(machine, seen)
+    kinds = stacks(machine.p_layer, machine.q_layer, len(machine.layers))[1]
+    states = unit_activity(machine, seen)
+    activity = [each if KINDS[kind].is_binary else each[:0] for each, kind in zip(states, kinds, strict=True)]
     entropy = [activity_entropy(each) for each in activity]
-    chosen = [_strongest(machine, level, each) for level, each in enumerate(entropy, start=1)]
-    first = machine.q[0]
+    varied = [each if len(each) else torch.ones_like(state) for each, state in zip(entropy, states, strict=True)]
+    chosen = [_strongest(machine, level, each) for level, each in enumerate(varied, start=1)]
     return Diagnosis(
         num_samples=k,
         ess=torch.cat([each.ess for each in found]).numpy(),
@@ -82,8 +84,16 @@ def diagnose(machine: HelmholtzMachine, test: Split, num_samples: int) -> Diagno
         activity_rows=len(seen),
         effects=[effects for _, effects in chosen],
         effect_units=[units for units, _ in chosen],
-        fields=first.weight.detach().double().numpy().T if isinstance(first, SigmoidLayer) else None,
+        fields=_fields(machine),
     )
+
+
+def _fields(machine: HelmholtzMachine) -> Array | None:
+    """What the first matrix of q's first layer makes of the data, a row for each of its outputs."""
+    for found in machine.q[0].linear_maps():
+        if found.weight.shape[0] >= machine.dim:  # an autoregressive layer's own units stand behind its inputs
+            return found.weight[: machine.dim].detach().double().numpy().T
+    return None
 
 
 def _strongest(machine: HelmholtzMachine, level: int, entropy_H: Tensor) -> tuple[list[int], Array]:
@@ -107,6 +117,6 @@ def summary_of(found: Diagnosis) -> dict[str, Any]:
         "kl_q_p": found.q_to_p.mean(0).tolist(),
         "kl_q_p_stderr": [standard_error(column) for column in found.q_to_p.T],
         "dead_units": dead,
-        "activity": [float(each.mean()) for each in found.activity],
-        "entropy": [float(each.mean()) for each in found.entropy],
+        "activity": [float(each.mean()) if len(each) else None for each in found.activity],
+        "entropy": [float(each.mean()) if len(each) else None for each in found.entropy],
     }

@@ -86,7 +86,8 @@ def _draw_examples(folder: Path, machine: HelmholtzMachine, dataset: Dataset) ->
 
 
 def _draw_units(folder: Path, machine: HelmholtzMachine, shape: tuple[int, ...], found: Diagnosis) -> None:
-    unit_figures.unit_activity(found.activity, found.entropy, found.activity_rows, folder / "unit_activity.png")
+    if any(len(each) for each in found.activity):
+        unit_figures.unit_activity(found.activity, found.entropy, found.activity_rows, folder / "unit_activity.png")
     unit_figures.layer_dreams(
         found.effects, found.effect_units, machine.layers, DREAMS, shape, folder / "layer_dreams.png"
     )

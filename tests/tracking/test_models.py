@@ -85,7 +85,7 @@ def test_what_is_stored_is_data_and_names_our_loader(
     assert described.flavors["python_function"].get("code") is None
     assert str(described.signature.inputs) == "[Tensor('uint8', (-1, 6))]"
     assert set(described.signature.params.to_dict()[0]) >= {"name", "default"}
-    assert {file.suffix for file in folder.rglob("*.*")} == {".yaml", ".txt", ".json", ".safetensors"}
+    assert {file.suffix for file in folder.rglob("*.*")} == {".yaml", ".txt", ".json", ".safetensors", ".md"}
     assert described.load_input_example(str(folder)).shape == (2, 6)
     assert "rws_ray==" in (folder / "requirements.txt").read_text()
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from rws_ray.core import HelmholtzMachine
+from rws_ray.kinds import KINDS
 from rws_ray.training.diagnosis import diagnose, summary_of
 from rws_ray.training.loop import ESTIMATE_SEED
 from rws_ray.training.pictures import draw_figures
@@ -34,6 +35,27 @@ def test_a_unit_that_is_stuck_is_counted_as_dead():
     told = summary_of(diagnose(machine, tiny_dataset().test, 10))
     assert told["dead_units"] == [0, 1]
     assert len(told["kl_p_q"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("p_layer", "q_layer"),
+    [(kind, kind) for kind in KINDS if kind not in ("sbn", "gaussian")]
+    + [(["dsbn", "gaussian", "gaussian"], "gaussian")],
+    ids=str,
+)
+def test_every_kind_of_layer_is_diagnosed_and_drawn(p_layer, q_layer, tmp_path):
+    machine = HelmholtzMachine(12, [6, 4], p_layer=p_layer, q_layer=q_layer).initialize(0)
+    dataset = tiny_dataset()
+    found = diagnose(machine, dataset.test, 30)
+    assert np.isfinite(found.p_to_q).all()
+    assert np.isfinite(found.q_to_p).all()
+    assert found.fields is not None
+    assert found.fields.shape[1] == 12
+    curve = [{"num_samples": 30, "nll": 8.0, "nll_stderr": 0.1}]
+    draw_figures(tmp_path, tiny_job(), machine, dataset, {"curve": curve}, [], found)
+    drawn = {path.stem for path in tmp_path.glob("*.png")}
+    assert drawn >= ALWAYS - {"unit_activity"}
+    assert ("unit_activity" in drawn) == (q_layer != "gaussian")
 
 
 @pytest.mark.parametrize("bias", [0.0, -1e9])
