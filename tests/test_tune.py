@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import threading
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
+from heads import ray_head
 
 from rws_ray.cluster.ledger import Ledger
 from rws_ray.tracking import connect
@@ -227,49 +223,12 @@ def test_a_sweep_survives_the_death_of_a_part_of_the_cluster(home, space, victim
     assert [(trial.state, len(trial.reports)) for trial in ledger.trials.values()] == [("finished", 60)] * 3
 
 
-def free_ports(num: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(num)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
 @pytest.fixture
-def head(tmp_path_factory, monkeypatch):
-    """A head node of a user's own, with token authentication, on loopback: its dashboard's address and its settings."""
+def head(tmp_path_factory):
+    """A head node that asks for a token: its dashboard's address, a client's settings, and its home folder."""
     folder = tmp_path_factory.mktemp("head")
-    port, dashboard, client, agent = free_ports(4)
-    bin_folder = Path(sys.executable).parent
-    settings = environment(folder, HOME=str(folder), RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=os.urandom(16).hex())
-    del settings["RWS_HOME"]
-    settings["PATH"] = f"{bin_folder}{os.pathsep}{settings['PATH']}"
-    command = [
-        str(bin_folder / "ray"), "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=2",
-        f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
-        f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}",
-        "--min-worker-port=0", "--max-worker-port=0",
-    ]  # fmt: skip
-    process = subprocess.Popen(command, env=settings, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    address = f"http://127.0.0.1:{dashboard}"
-    try:
-        wait_for(f"{address}/api/version", settings["RAY_AUTH_TOKEN"], process)
-        yield address, settings, folder
-    finally:
-        process.terminate()
-        process.communicate(timeout=60)
-
-
-def wait_for(url: str, token: str, process: subprocess.Popen[str]) -> None:
-    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()[1]
-        with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=5) as answer:
-            assert answer.status == 200
-            return
-        threading.Event().wait(0.2)
-    raise AssertionError(f"{url} does not answer")
+    with ray_head(folder) as head:
+        yield head.address, head.settings, folder
 
 
 def submit(address: str, settings: dict[str, str], *entrypoint: str) -> subprocess.Popen[str]:

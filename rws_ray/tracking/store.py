@@ -161,6 +161,8 @@ def answering(uri: str) -> Iterator[None]:
                 f"{plain_uri(uri)} was written by an older MLflow: copy the file, then run `mlflow db upgrade {uri}`."
             ) from error
         status = error.get_http_status_code()
+        if refusal := _refusal(uri, str(error)):
+            raise InfrastructureError(refusal) from error
         if status >= 500 or status in (401, 403, 429):
             raise InfrastructureError(_away(uri, str(error))) from error
         raise RunError(f"MLflow at {plain_uri(uri)} refused: {_one_line(str(error))}") from error
@@ -178,6 +180,21 @@ def _away(uri: str, reason: str) -> str:
         f"MLflow at {plain_uri(uri)} does not answer ({_root_cause(reason)}): start it, correct MLFLOW_TRACKING_URI, "
         "or unset it to use the embedded store."
     )
+
+
+def _refusal(uri: str, reason: str) -> str:
+    """The sentence for a server that answers, but not to us; empty where it is something else."""
+    if "error code 401" in reason:
+        return (
+            f"MLflow at {plain_uri(uri)} wants to know who asks: set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD to those of an account."
+        )
+    if "Invalid Host header" in reason:
+        return (
+            f"MLflow at {plain_uri(uri)} does not answer under that name: start it with the name among its "
+            "--allowed-hosts (MLFLOW_SERVER_ALLOWED_HOSTS)."
+        )
+    return ""
 
 
 def _root_cause(reason: str) -> str:
