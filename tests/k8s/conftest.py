@@ -108,9 +108,7 @@ def container_of(objects: list[Object], kind: str, name: str) -> Object:
 
 
 @contextmanager
-def _postgres(
-    objects: list[Object], secrets: dict[str, dict[str, str]], folder: Path, port: int
-) -> Iterator[None]:
+def _postgres(objects: list[Object], secrets: dict[str, dict[str, str]], folder: Path, port: int) -> Iterator[None]:
     """What the image's entry point does: make the cluster with its user and database, then run the arguments."""
     binaries = _postgres_binaries()
     container = container_of(objects, "StatefulSet", "postgres")
