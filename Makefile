@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-all check clean
+.PHONY: setup demo test test-all check images clean
 
 setup: $(STAMP)
 
@@ -29,6 +29,11 @@ test: check
 
 test-all: check
 	$(BIN)/python -m pytest -m "long or not long"
+
+# For Kubernetes (docs/kubernetes.md); GPU nodes want the target cuda as rws-ray:0.1.0-cuda.
+images:
+	docker build --file docker/ray.Dockerfile --target cpu --tag rws-ray:0.1.0 .
+	docker build --file docker/tracking.Dockerfile --tag rws-tracking:0.1.0 .
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -20,7 +20,7 @@ FIGURES = (
     "samples", "reconstructions", "nll_over_epochs", "nll_over_num_samples", "receptive_fields", "layer_dreams",
     "unit_activity", "ess_over_epochs", "ess_histogram", "weight_tails", "divergence_by_layer",
 )  # fmt: skip
-MODULES = ["train", "evaluate", "score", "sample", "registry", "runs", "data", "tracking"]
+MODULES = ["train", "evaluate", "score", "sample", "registry", "runs", "data", "tracking", "doctor"]
 
 
 def run(module: str, *arguments: str, cwd: Path, home: Path | None = None, **environment: str):

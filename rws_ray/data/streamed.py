@@ -118,7 +118,7 @@ def _mapped(source: SplitSource, check: bool) -> StreamedSplit | None:
 def _alone(source: SplitSource) -> Iterator[None]:
     """Hold the right to make the file: the first process of a node that wants it makes it, the others wait."""
     try:
-        source.file.parent.mkdir(parents=True, exist_ok=True)
+        source.file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle = source.file.with_suffix(".lock").open("a")
     except OSError as error:
         raise _unwritable(source, error) from error

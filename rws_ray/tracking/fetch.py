@@ -38,6 +38,7 @@ METADATA_FILES = (
     "requirements.txt",
     "input_example.json",
     "serving_input_example.json",
+    "registered_model_meta",  # MLflow's own loader leaves it in a local store
 )
 PACKED_FILES = frozenset([*METADATA_FILES, *(f"{DATA_FOLDER}/{name}" for name in MODEL_FILES)])
 RUN_ID = re.compile(r"[0-9a-f]{32}")
@@ -170,7 +171,8 @@ def _fetch(tracking: Tracking, label: str, location: str, expected: dict[str, st
         if digests(kept) == expected:
             return _checked_folder(kept)
         shutil.rmtree(kept)
-    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    cache.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    cache.mkdir(mode=0o700, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix=".partial-") as temporary:
         with answering(tracking.uri):
             _download(tracking, label, location, Path(temporary))

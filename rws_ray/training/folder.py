@@ -67,8 +67,13 @@ class RunFolder:
             check_same_job(str(self.path), job, known["job"], known["determining"], asked)
             if job.optim.epochs > known["job"]["optim"]["epochs"]:
                 (self.path / RESULT_FILE).unlink(missing_ok=True)
-        self.path.mkdir(parents=True, exist_ok=True)
+        self._make()
         self._write(JOB_FILE, {"job": job.resolved(), "determining": asked})
+
+    def _make(self) -> None:
+        """Make the folder, its owner's alone; the working folder too where this is its first run."""
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.path.mkdir(mode=0o700, exist_ok=True)
 
     def _empty(self, job: Job) -> None:
         for item in [JOB_FILE, REPORTS_FILE, RESULT_FILE, "checkpoints", "model", "figures", "tracking", "initial"]:
@@ -88,7 +93,7 @@ class RunFolder:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the folder alone; ConfigError where another process on this machine has it."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        self._make()
         with (self.path / LOCK_FILE).open("a") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
