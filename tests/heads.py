@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
+
 BIN = Path(sys.executable).parent
 
 
@@ -60,6 +62,15 @@ def ray_head(folder: Path, more: Mapping[str, str] | None = None, num_cpus: int 
     finally:
         process.terminate()
         process.communicate(timeout=60)
+
+
+def lose(head: Head) -> None:
+    """Kill a head with all its processes, as when its machine is gone."""
+    parts = [psutil.Process(head.process.pid), *psutil.Process(head.process.pid).children(recursive=True)]
+    for part in parts:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            part.kill()
+    psutil.wait_procs(parts, timeout=30)
 
 
 def wait_for(url: str, token: str, process: subprocess.Popen[str]) -> None:

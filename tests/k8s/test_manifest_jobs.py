@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 import yaml
 from conftest import container_of, resolved
-from heads import BIN, Head, ray_head
+from heads import BIN, Head, lose, ray_head
 from manifests import ROOT, Object, find, render
 
 pytestmark = pytest.mark.long
@@ -41,13 +41,13 @@ def head_settings(stack, folder: Path) -> dict[str, str]:
     return moved | {"PYTHONPATH": str(ROOT)}
 
 
-def submit(head: Head, job: Object, more: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+def submit(head: Head, job: Object, more: list[str], folder: Path) -> subprocess.Popen[str]:
     """Submit a RayJob's entry point with its runtime environment, as the operator's submitter does."""
     words = [word.replace("/opt/rws", str(ROOT)) for word in shlex.split(job["spec"]["entrypoint"])]
     runtime = json.dumps(yaml.safe_load(job["spec"]["runtimeEnvYAML"]))
-    return subprocess.run(
+    return subprocess.Popen(
         [BIN / "ray", "job", "submit", "--address", head.address, "--runtime-env-json", runtime, "--", *words, *more],
-        cwd=folder, env=head.settings, capture_output=True, text=True, timeout=240, check=False,
+        cwd=folder, env=head.settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
 
@@ -61,9 +61,9 @@ def done(stack, tmp_path_factory):
     settings = head_settings(stack, folder)
     with ray_head(folder, settings, num_cpus=4) as head:
         for name in ("train", "tune"):
-            ended = submit(head, find(objects, "RayJob", f"rws-{name}"), FEWER[name], folder)
-            output[name] = ended.stdout + ended.stderr
-            assert ended.returncode == 0, output[name][-4000:]
+            running = submit(head, find(objects, "RayJob", f"rws-{name}"), FEWER[name], folder)
+            output[name], _ = running.communicate(timeout=240)
+            assert running.returncode == 0, output[name][-4000:]
         container = container_of(objects, "CronJob", "rws-evaluate")
         words = [sys.executable, *container["args"][1:], "--num-samples", "5"]
         own = resolved(container, stack.secrets, MLFLOW_TRACKING_URI=stack.uri, RWS_HOME=str(folder / "evaluate"))
@@ -86,6 +86,19 @@ def test_train_and_tune_end_in_the_registry_and_the_champion_is_evaluated(done):
     found = last_json(done.output["evaluate"])
     assert (found["data"], found["split"], found["num_samples"]) == ("digits", "test", 5)
     assert found["nll"] > 0
+
+
+def test_artifacts_lie_in_the_object_store(stack, done):
+    import boto3
+
+    keys = stack.secrets["object-store"]
+    client = boto3.client(
+        "s3", endpoint_url=keys["MLFLOW_S3_ENDPOINT_URL"], region_name=keys["AWS_DEFAULT_REGION"],
+        aws_access_key_id=keys["AWS_ACCESS_KEY_ID"], aws_secret_access_key=keys["AWS_SECRET_ACCESS_KEY"],
+    )  # fmt: skip
+    bucket = keys["MLFLOW_ARTIFACTS_DESTINATION"].removeprefix("s3://")
+    names = {each["Key"].rpartition("/")[2] for each in client.list_objects_v2(Bucket=bucket)["Contents"]}
+    assert {"model.safetensors", "config.json", "MLmodel"} <= names
 
 
 def test_the_probes_answer_without_a_token(done):
@@ -166,6 +179,28 @@ def doctor(done, settings: dict[str, str], code: int = 0) -> dict[str, str]:
     assert ended.returncode == code, ended.stdout + ended.stderr
     assert len(ended.stdout.splitlines()) == 10
     return {line.split()[0]: line for line in ended.stdout.splitlines()}
+
+
+def test_a_job_whose_cluster_is_lost_goes_on_by_the_same_command_on_another(done, stack, tmp_path):
+    job = find(render("dev-jobs"), "RayJob", "rws-train")
+    longer = [*FEWER["train"], "--name", "lost", "--optim.epochs", "40"]
+    reports = done.home / "lost" / "reports.jsonl"
+    settings = head_settings(stack, tmp_path) | {"RWS_HOME": str(done.home)}
+    with ray_head(tmp_path, settings, num_cpus=4) as head:
+        running = submit(head, job, longer, tmp_path)
+        assert any("epoch" in line and reports.read_text().count('"kind": "epoch"') > 2 for line in running.stdout)
+        lose(head)
+        running.kill()
+        running.communicate()
+    before = reports.read_text().splitlines()
+    with ray_head(tmp_path, settings, num_cpus=4) as head:
+        running = submit(head, job, longer, tmp_path)
+        output, _ = running.communicate(timeout=240)
+        assert running.returncode == 0, output[-4000:]
+    records = [json.loads(text) for text in reports.read_text().splitlines()]
+    epochs = [record["epoch"] for record in records if record["kind"] == "epoch"]
+    assert epochs[-1] == 40
+    assert epochs[len([text for text in before if '"kind": "epoch"' in text])] > 1  # it did not begin anew
 
 
 def test_the_working_folder_is_its_owners_alone(done):
