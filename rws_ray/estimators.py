@@ -31,6 +31,8 @@ class Method(NamedTuple):
         keys: values of OWN_KEYS that differ from the job's defaults.
         memory: the class (or its `file:name`) of what it remembers of earlier batches, such as nvil's Baselines; None
             where it remembers nothing.
+        is_pathwise: whether it differentiates through its samples, so that every hidden layer must be real.
+        optimizer: `optim.name` where the job names none.
         fits: `p`, or `p*` ∝ √(p q), whose NLL and log Z are told beside those of p.
     """
 
@@ -45,6 +47,8 @@ class Method(NamedTuple):
     reads: tuple[str, ...] = ()
     keys: Mapping[str, Any] = {}
     memory: Reference | None = None
+    is_pathwise: bool = False
+    optimizer: str = "natural"
     fits: Literal["p", "p*"] = "p"
 
 
@@ -93,6 +97,23 @@ ESTIMATORS: dict[str, Method] = {
         reads=("control_variate",),
         fits="p*",
     ),
+    "vae": Method(
+        gradients="vae:add_vae_gradients",
+        summary="the ELBO's gradient through reparameterised samples; real latents",
+        source="Kingma & Welling 2014",
+        bound="ELBO",
+        num_samples=1,
+        is_pathwise=True,
+        optimizer="adam",
+    ),
+    "iwae": Method(
+        gradients="iwae:add_iwae_gradients",
+        summary="the multi-sample bound's gradient through reparameterised samples; real latents",
+        source="Burda, Grosse & Salakhutdinov 2016",
+        bound="multi-sample bound",
+        is_pathwise=True,
+        optimizer="adam",
+    ),
 }
 
 
@@ -105,16 +126,26 @@ def load(reference: Reference) -> Callable[..., Any]:
     return found
 
 
-def problems(name: str, num_samples: list[int], keys: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
-    """Sentences on what does not go together in a job's estimator table.
+def problems(
+    name: str, latents: list[bool], num_samples: list[int], keys: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> list[str]:
+    """Sentences on what does not go together: a job's estimator, its keys and its machine.
 
     Args:
         name: of the estimator.
+        latents: of each hidden layer, whether it is binary.
         num_samples: every K of the run.
         keys: values of OWN_KEYS.
         defaults: theirs in the job.
     """
     method, found = ESTIMATORS[name], []
+    if method.is_pathwise and any(latents):
+        p_layer = ",".join(["dsbn", *["gaussian"] * len(latents)])
+        others = " or ".join(other for other, row in ESTIMATORS.items() if not row.is_pathwise)
+        found.append(
+            f"estimator.name: {name} differentiates through its samples, which binary units do not let through; set "
+            f"model.p_layer = {p_layer} and model.q_layer = gaussian, or choose {others}"
+        )
     for count in num_samples:
         if count < method.fewest or (method.most is not None and count > method.most):
             needs = f"is K = {method.most}" if method.fewest == method.most else f"needs K ≥ {method.fewest}"

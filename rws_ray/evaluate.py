@@ -15,6 +15,7 @@ from typing import Any
 
 from rws_ray.config import home
 from rws_ray.errors import DataError, run_command
+from rws_ray.estimators import ESTIMATORS
 from rws_ray.report.terminal import Progress, count, duration, nll_text, table
 from rws_ray.tracking import fetch_model
 
@@ -91,13 +92,17 @@ def main(arguments: list[str]) -> None:
 
 
 def stored_job(job_file: Path) -> dict[str, Any]:
-    """The job that made a model; empty where none lies beside it."""
+    """The job that made a model; empty where none that can be read lies beside it."""
     try:
         return dict(json.loads(job_file.read_text()))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError, TypeError):
         return {}
-    except ValueError:
-        raise DataError(f"{job_file} is damaged; a copy of the model's folder without it can be evaluated.") from None
+
+
+def trained_by(job: dict[str, Any]) -> str:
+    """The estimator of a stored job; one that this program does not know, as any that fits p."""
+    name = (job.get("estimator") or {}).get("name")
+    return name if name in ESTIMATORS else "rws"
 
 
 def trained_data(job: dict[str, Any], folder: Path) -> dict[str, Any]:

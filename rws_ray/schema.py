@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings import PydanticBaseSettingsSource as Source
 
 from rws_ray.estimators import ESTIMATORS, OWN_KEYS, problems
-from rws_ray.kinds import stacks
+from rws_ray.kinds import KINDS, stacks
 
 DEFAULT_LR = {"adam": 1e-3, "sgd": 0.1, "natural": 2.0}
 Width = Annotated[int, Field(ge=1)]
@@ -85,7 +85,7 @@ class EstimatorConfig(Section):
     """How gradients are estimated."""
 
     name: str = Field("rws", description="one of " + ", ".join(ESTIMATORS))
-    num_samples: int = Field(5, ge=1, description="K, samples of q for each example (wake-sleep, nvil: 1)")
+    num_samples: int = Field(5, ge=1, description="K, samples of q for each example (wake-sleep, nvil, vae: 1)")
     raise_num_samples: list[tuple[Annotated[int, Field(ge=0)], Width]] = Field(
         [], description="schedule for K: [[epoch, K], …], from that many finished epochs on"
     )
@@ -105,7 +105,7 @@ class OptimConfig(Section):
     """How parameters move. Learning rates refer to the gradient of the batch mean."""
 
     name: Literal["adam", "sgd", "natural"] = Field(
-        "natural", description="sgd: momentum 0.95 as the reference; natural: sgd preconditioned by layer inputs"
+        "natural", description="sgd: momentum 0.95; natural: sgd preconditioned by layer inputs (vae, iwae: adam)"
     )
     lr: float | None = Field(None, gt=0, description="for p (default: adam 0.001, sgd 0.1, natural 2)")
     lr_q: float | None = Field(None, gt=0, description="for q (default: the same as optim.lr)")
@@ -229,33 +229,36 @@ class Job(BaseSettings):
             return values
         values = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
         optim, estimator = values.setdefault("optim", {}), values.setdefault("estimator", {})
+        method = ESTIMATORS.get(str(estimator.get("name", "rws"))) if isinstance(estimator, dict) else None
         if isinstance(optim, dict):
-            rate = DEFAULT_LR.get(optim.get("name", OptimConfig.model_fields["name"].default))
+            if method is not None:
+                optim.setdefault("name", method.optimizer)
+            rate = DEFAULT_LR.get(str(optim.get("name")))
             if optim.get("lr") is None:
                 optim["lr"] = rate
             if optim.get("lr_q") is None:
                 optim["lr_q"] = optim["lr"]
-        if isinstance(estimator, dict):
-            method = ESTIMATORS.get(estimator.get("name", "rws"))
-            for key, value in ({"num_samples": method.num_samples} | dict(method.keys) if method else {}).items():
+        if method is not None:
+            for key, value in {"num_samples": method.num_samples, **method.keys}.items():
                 estimator.setdefault(key, value)
         return values
 
     @model_validator(mode="after")
     def _keys_agree(self) -> Job:
-        estimator, fields = self.estimator, EstimatorConfig.model_fields
+        model, estimator, fields = self.model, self.estimator, EstimatorConfig.model_fields
+        try:
+            _, q = stacks(model.p_layer, model.q_layer, len(model.layers))
+        except ValueError as error:
+            raise ValueError(f"model.{error}") from None
         found = problems(
             estimator.name,
+            [KINDS[kind].is_binary for kind in q],
             [estimator.num_samples, *(samples for _, samples in estimator.raise_num_samples)],
             {key: getattr(estimator, key) for key in OWN_KEYS},
             {key: fields[key].default for key in OWN_KEYS},
         )
         if found:
             raise ValueError("; ".join(found))
-        try:
-            stacks(self.model.p_layer, self.model.q_layer, len(self.model.layers))
-        except ValueError as error:
-            raise ValueError(f"model.{error}") from None
         if self.scale.max_workers > self.scale.micro_shards:
             raise ValueError(
                 f"scale: {self.scale.max_workers} workers cannot share {self.scale.micro_shards} micro-shards; "

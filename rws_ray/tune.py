@@ -138,7 +138,8 @@ def report(space: Space, data: str, result: dict[str, Any]) -> str:
     """What a sweep ends by printing."""
     from rws_ray.cluster import comparison, leaderboard
 
-    compared = ["", "on the test data", comparison.text(result["comparison"])] if result["comparison"] else []
+    tested = result.get("comparison")  # older results have none
+    compared = ["", "on the test data", comparison.text(tested)] if tested else []
     decision = (result["decision"] or {}).get("rws.decision", "")
     model = shlex.quote(result["model_uri"])
     lines = [

@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rws_ray.config import Job, determining, fingerprint, flatten_job, home, job_keys, load_job, make_job, unflatten
@@ -98,6 +98,8 @@ def test_file_beats_default_and_command_line_beats_file(tmp_path):
         (["--estimator.name", "nvil", "--estimator.num_dreams", "2"], "choose rws or wake-sleep"),
         (["--estimator.name", "bihm", "--estimator.num_samples", "1"], "q would learn nothing"),
         (["--estimator.name", "bihm", "--estimator.wake_mix", "0.1"], "bihm does not read it"),
+        (["--estimator.name", "vae"], "set model.p_layer = dsbn,gaussian,gaussian and model.q_layer = gaussian"),
+        (["--estimator.name", "iwae", "--model.layers", "8"], "or choose rws or wake-sleep or nvil or vimco or bihm"),
         (["--data.binarize", "sometimes"], "data.binarize"),
         (["--model.p_layer", "dbn"], "model.p_layer: there is no layer kind 'dbn'; there is sbn, ar-sbn, nade"),
         (["--model.p_layer", "gaussian"], "take a binary kind there, such as ['dsbn', 'gaussian', 'gaussian']"),
@@ -165,7 +167,9 @@ def test_classic_wake_sleep_needs_its_name_alone():
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_every_estimator_needs_its_name_alone_and_its_resolved_job_is_the_same(name):
-    job = load_job(None, ["--estimator.name", name]).job
+    real = ["--model.p_layer", "dsbn,gaussian,gaussian", "--model.q_layer", "gaussian"]
+    job = load_job(None, ["--estimator.name", name, *(real if ESTIMATORS[name].is_pathwise else [])]).job
+    assert job.optim.name == ESTIMATORS[name].optimizer
     assert job.estimator.num_samples == ESTIMATORS[name].num_samples
     assert make_job(job.resolved()) == job
 
@@ -205,6 +209,7 @@ def test_the_working_folder(monkeypatch, tmp_path):
 WORDS = st.text(min_size=1, max_size=12).filter(lambda word: "\x00" not in word)
 
 
+@settings(deadline=None)
 @given(st.sampled_from([key.name for key in job_keys()]), WORDS)
 def test_any_value_is_taken_or_refused_with_a_sentence(key, value):
     refusal = ""

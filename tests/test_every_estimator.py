@@ -15,7 +15,7 @@ SMALL = [
     "--scale.num_workers", "0", "--optim.epochs", "2", "--eval.final_num_samples", "20", "--eval.num_samples", "5",
     "--model.layers", "12,6", "--optim.batch_size", "200",
 ]  # fmt: skip
-OF_THE_MODEL: dict[str, list[str]] = {}
+REAL = ["--model.p_layer", "dsbn,gaussian,gaussian", "--model.q_layer", "gaussian"]
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
@@ -24,8 +24,8 @@ def test_every_estimator_is_trained_registered_evaluated_and_sampled(name, tmp_p
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     method = ESTIMATORS[name]
-    train.main(["--estimator.name", name, "--name", "one", "--track.register", "one", *SMALL, "--json",
-                *OF_THE_MODEL.get(name, [])])  # fmt: skip
+    model = REAL if method.is_pathwise else []
+    train.main(["--estimator.name", name, "--name", "one", "--track.register", "one", *SMALL, *model, "--json"])
     told = capsys.readouterr().out
     trained = json.loads(told.splitlines()[-1])
     assert f"{name} with K = {method.num_samples}" in told

@@ -22,6 +22,7 @@ from rws_ray.cluster.tuning import run_trials
 from rws_ray.config import Job, home
 from rws_ray.core.machine import HelmholtzMachine
 from rws_ray.errors import InfrastructureError, RunError
+from rws_ray.space import Space
 from rws_ray.tracking import Drain, connect, deliver, delivery, find_version, unsent
 from rws_ray.training.estimation import standard_error
 from rws_ray.training.folder import RunFolder, checkpoint_place
@@ -60,10 +61,15 @@ def run_sweep(prepared: PreparedSweep, show: Show, restart: bool = False, verbos
         ranges = {f"space.{key}": text for key, text in space.described().items()}
         folder.enter(prepared.first.job, prepared.first.digests | ranges, restart)
         result = folder.result()
-        if result is None or result["num_trials"] < space.num_trials:
+        if result is None or result["num_trials"] < space.num_trials or _lacks_tests(result, space):
             with Drain(folder.path, home()):
                 result = _run(Sweep(prepared, show), folder, verbose)
         return _decided(prepared, folder, result, show) | _delivered(folder)
+
+
+def _lacks_tests(result: dict[str, Any], space: Space) -> bool:
+    """Whether every finished trial is to be tested now, and was not."""
+    return space.search.test == "all" and not result.get("comparison")
 
 
 def _run(sweep: Sweep, folder: RunFolder, verbose: bool) -> dict[str, Any]:

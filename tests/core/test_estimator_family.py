@@ -190,6 +190,26 @@ def test_bihms_control_variate_leaves_the_mean_and_lowers_the_variance(machine, 
     )
 
 
+@pytest.mark.parametrize("name", ["nvil", "vimco", "bihm"])
+def test_what_an_example_counts_does_not_depend_on_its_neighbours_in_the_batch(name, machine, x_BD):
+    """So NVIL is centred by what earlier batches brought, never by the present one: that would bias it."""
+    memory = taught(machine, x_BD)
+
+    def add(*given):
+        return FITS[name][0](*given, **({"memory": memory} if name == "nvil" else {}))
+
+    def grads(rows):
+        for value in machine.parameters():
+            value.grad = torch.zeros_like(value)
+        streams = [Stream([generator(0, purpose, row) for row in rows]) for purpose in ("wake", "sleep")]
+        add(machine, binary_states(4)[rows], Estimator(3), *streams)
+        return {key: value.grad for key, value in machine.named_parameters()}
+
+    whole, first, second = grads([1, 7, 9]), grads([1]), grads([7, 9])
+    for key, value in whole.items():
+        torch.testing.assert_close(first[key] + second[key], value, rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_log_z_is_that_of_enumeration(seed):
     machine = random_machine(4, LAYERS, seed=seed, scale=0.7)

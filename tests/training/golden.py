@@ -32,6 +32,10 @@ RUNS: dict[str, dict[str, Any]] = {
     "adam": {"optim.name": "adam", "optim.average": 0.0, "optim.schedule": "cosine"},
     "sgd": {"optim.name": "sgd", "optim.clip_norm": 1.0, "estimator.num_samples": 10, "estimator.wake_mix": 1.0},
     "wake-sleep": {"estimator.name": "wake-sleep", "optim.name": "adam", "estimator.num_dreams": 2},
+    "nvil": {"estimator.name": "nvil", "optim.lr_q": 0.5},
+    "vimco": {"estimator.name": "vimco", "optim.lr_q": 0.2},
+    "bihm": {"estimator.name": "bihm", "estimator.control_variate": True, "optim.name": "sgd"},
+    "iwae": {"estimator.name": "iwae", "model.p_layer": ["dsbn", "gaussian", "gaussian"], "model.q_layer": "gaussian"},
     "grey": {"data.name": "tiny", "optim.batch_size": 10, "model.init": "reference", "scale.micro_shards": 3},
 }
 

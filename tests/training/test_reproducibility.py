@@ -31,6 +31,7 @@ def varied(optimizer: str) -> dict[str, object]:
     }
 
 
+REAL = {"model__p_layer": ["dsbn", "gaussian", "gaussian"], "model__q_layer": "gaussian"}
 VARIANTS = [(varied(optimizer), kind) for optimizer in OPTIMIZERS for kind in ("binary", "gray8")] + [
     # Batches that leave micro-shards of unequal sizes, and some empty in the last batch.
     ({"optim__batch_size": 9, "scale__micro_shards": 4}, "binary"),
@@ -40,6 +41,7 @@ VARIANTS = [(varied(optimizer), kind) for optimizer in OPTIMIZERS for kind in ("
     ({"estimator__name": "nvil", "optim__name": "natural"}, "gray8"),
     ({"estimator__name": "vimco", "optim__name": "natural"}, "binary"),
     ({"estimator__name": "bihm", "optim__name": "sgd"}, "binary"),
+    ({"estimator__name": "iwae", "optim__name": "natural", "optim__lr": 0.1, **REAL}, "binary"),
 ]
 
 

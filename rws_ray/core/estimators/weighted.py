@@ -98,6 +98,17 @@ def add_layers(
             layer.add_input_moments(each, moment_BK, moments[index])
 
 
+def add_moments(
+    machine: HelmholtzMachine, drawn: Drawn, p_BK: Tensor, q_BK: Tensor, moments: InputMoments | None
+) -> None:
+    """Add the input moments alone, p's and q's under their weights, where they are wanted."""
+    if moments is not None:
+        stacks = ((moments.p, [*machine.p, machine.prior], drawn.p, p_BK), (moments.q, machine.q, drawn.q, q_BK))
+        for own, layers, seen, weight_BK in stacks:
+            for each, layer, observed in zip(own, layers, seen, strict=True):
+                layer.add_input_moments(observed, weight_BK, each)
+
+
 def step_info(bound_B: Tensor, logw_BK: Tensor) -> StepInfo:
     """An update's sums: its bound, and how the weights of the samples are spread."""
     weight_BK = normalized_weights(logw_BK)
