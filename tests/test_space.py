@@ -236,7 +236,11 @@ def test_every_key_that_changes_a_trial_can_be_searched(space_of):
     from rws_ray.config import job_keys
     from rws_ray.space import SHARED_KEYS
 
-    lists = {"model.layers": [[4], [5, 4]], "estimator.raise_num_samples": [[], [[1, 7]]]}
+    lists = {
+        "model.layers": [[4], [5, 4]],
+        "model.hidden": [[4], [5, 4]],
+        "estimator.raise_num_samples": [[], [[1, 7]]],
+    }
     for key in job_keys():
         if key.name.startswith((*SHARED_KEYS, "search.")) or key.name in ("model.warm_start",):
             continue
