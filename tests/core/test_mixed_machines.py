@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rws_ray.core import HelmholtzMachine
 from rws_ray.core.estimators import Estimator, add_rws_gradients
+from rws_ray.core.likelihood import estimate_likelihood
 from rws_ray.core.machine import total_log_prob
 from rws_ray.core.storage import CONFIG_FILE, WEIGHTS_FILE
 from rws_ray.core.streams import Stream, generator
@@ -248,3 +249,11 @@ def test_deterministic_layers_lie_data_side_first_in_p_and_in_q():
     }
     one = HelmholtzMachine(10, [4], (), ["dsbn", "sbn"], "dsbn").state_dict()
     assert tuple(one["q.0.network.maps.0.weight"].shape) == (10, 7)  # the mean of 10 and 4
+
+
+@pytest.mark.parametrize(("p_layer", "q_layer"), [MIXES[0], (["nade", "gaussian", "ar-sbn"], ["gaussian", "nade"])])
+def test_a_rows_estimate_does_not_depend_on_its_neighbours(p_layer, q_layer):
+    machine, x_BD = machine_of(p_layer, q_layer), binary_states(4)
+    together = estimate_likelihood(machine, x_BD, 120, 3, range(16)).log_prob
+    alone = [estimate_likelihood(machine, x_BD[[row]], 120, 3, [row]).log_prob for row in (0, 7, 15)]
+    torch.testing.assert_close(torch.cat(alone), together[[0, 7, 15]], rtol=0, atol=1e-10)

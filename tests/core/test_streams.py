@@ -100,3 +100,12 @@ def test_a_row_with_its_own_generator_gets_what_it_gets_alone(shape):
 def test_successive_draws_of_a_stream_are_different_numbers():
     stream = Stream(generator(*KEY))
     assert not torch.equal(stream.uniform((2, 3, 4)), stream.uniform((2, 3, 4)))
+
+
+def test_normal_numbers_are_standard_normal_and_follow_from_the_key_alone():
+    keys = [generator(0, "test", row) for row in range(3)]
+    together = Stream(keys).normal((3, 5000, 4))
+    assert torch.equal(Stream(generator(0, "test", 1)).normal((1, 5000, 4)), together[1:2])
+    assert not torch.equal(together[0], together[1])
+    assert scipy.stats.kstest(together.flatten().numpy(), "norm").pvalue > 1e-4
+    assert Stream([]).normal((0, 5, 4)).shape == (0, 5, 4)
