@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,6 +22,30 @@ def printed(heading: str) -> list[str]:
     """The python blocks below a heading of the document."""
     section = DOCUMENT.split(f"\n## {heading}\n")[1].split("\n## ")[0]
     return re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+
+
+@pytest.mark.long
+def test_rays_workers_know_the_kinds_that_the_driver_added(tmp_path):
+    module, _ = printed("A layer")
+    (tmp_path / "noisy_or.py").write_text(module)
+    small = [
+        "--optim.epochs",
+        "1",
+        "--eval.final_num_samples",
+        "5",
+        "--eval.num_samples",
+        "5",
+        "--scale.num_workers",
+        "2",
+    ]
+    (tmp_path / "go.py").write_text(
+        "import noisy_or\nfrom rws_ray.train import main\n"
+        f"main({['--model.p_layer', 'noisy-or', '--name', 'noisy', *small]!r})\n"
+    )
+    environment = {**os.environ, "RWS_HOME": str(tmp_path / "runs"), "PYTHONPATH": str(Path(__file__).parents[1])}
+    run = [sys.executable, "go.py"]
+    done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert "test NLL" in done.stdout, done.stderr
 
 
 @pytest.fixture

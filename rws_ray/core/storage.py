@@ -65,8 +65,8 @@ def check_config(file: Path, config: Any) -> dict[str, Any]:
     if shape and math.prod(shape) != arguments["dim"]:
         raise ValueError(f"{file}: shape {shape} does not hold the {arguments['dim']} units of dim")
     hidden, nade_hidden = arguments.get("hidden"), arguments.get("nade_hidden")
-    if hidden is not None and not (isinstance(hidden, list) and all(map(_is_width, hidden))):
-        raise ValueError(f"{file}: hidden must be a list of whole numbers from 1 to {MAX_UNITS}, not {hidden!r}")
+    if hidden is not None and not (isinstance(hidden, list) and len(hidden) <= 100 and all(map(_is_width, hidden))):
+        raise ValueError(f"{file}: hidden must be at most 100 whole numbers from 1 to {MAX_UNITS}, not {hidden!r:.99}")
     if nade_hidden is not None and not _is_width(nade_hidden):
         raise ValueError(f"{file}: nade_hidden must be a whole number from 1 to {MAX_UNITS}, not {nade_hidden!r}")
     _check_kinds(file, arguments["p_layer"], arguments["q_layer"], len(layers))

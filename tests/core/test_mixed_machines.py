@@ -191,6 +191,7 @@ def edit(folder, **changes):
     [
         {"hidden": 3},
         {"hidden": [0]},
+        {"hidden": [1] * 101},
         {"hidden": [True]},
         {"nade_hidden": 0},
         {"nade_hidden": "3"},
