@@ -78,12 +78,8 @@ def main(arguments: list[str]) -> None:
         estimate = score_rows(
             machine, split, asked.num_samples, asked.seed, asked.num_workers, with_khat=True, told=told
         )
-    estimator = job.get("estimator", {"name": "rws"})["name"]
-    found = (
-        summary(estimate)
-        | star_metrics(estimator, machine, estimate)
-        | {"model": asked.model, "data": split.name, "split": split.split}
-    )
+    found = summary(estimate) | star_metrics(trained_by(job), machine, estimate)
+    found |= {"model": asked.model, "data": split.name, "split": split.split}
     print(report(found, split.dim, time.perf_counter() - started))
     if warning := distrust(found):
         print(f"warning: {warning}")

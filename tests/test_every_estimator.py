@@ -6,10 +6,11 @@ import json
 
 import pytest
 
-from rws_ray import evaluate, registry, sample, train
+from rws_ray import evaluate, registry, sample
 from rws_ray.config import home
 from rws_ray.estimators import ESTIMATORS
 from rws_ray.tracking import connect, find_version, version_tags
+from rws_ray.train import main as train
 
 SMALL = [
     "--scale.num_workers", "0", "--optim.epochs", "2", "--eval.final_num_samples", "20", "--eval.num_samples", "5",
@@ -25,7 +26,7 @@ def test_every_estimator_is_trained_registered_evaluated_and_sampled(name, tmp_p
     monkeypatch.chdir(tmp_path)
     method = ESTIMATORS[name]
     model = REAL if method.is_pathwise else []
-    train.main(["--estimator.name", name, "--name", "one", "--track.register", "one", *SMALL, *model, "--json"])
+    train(["--estimator.name", name, "--name", "one", "--track.register", "one", *SMALL, *model, "--json"])
     told = capsys.readouterr().out
     trained = json.loads(told.splitlines()[-1])
     assert f"{name} with K = {method.num_samples}" in told
@@ -43,6 +44,8 @@ def test_every_estimator_is_trained_registered_evaluated_and_sampled(name, tmp_p
 
     tracking = connect(home())
     tags = version_tags(tracking, find_version(tracking, "one", "champion"))
+    card = (tmp_path / "runs" / "one" / "model" / "MODEL_CARD.md").read_text()
+    assert ("The estimator fitted p*" in card) == (method.fits == "p*")
     assert ("log_z" in tags) == ("log_z" in found) == ("log_z" in trained) == (method.fits == "p*")
     if method.fits == "p*":
         assert found["log_z"] == pytest.approx(float(tags["log_z"]), abs=1e-4)

@@ -77,6 +77,17 @@ def _likelihood(facts: CardFacts) -> str:
         f"Independent units: {found['independent_nll']:.3f}. Chosen by validation NLL {found['valid_nll']:.3f} "
         f"(K = {found['valid_num_samples']:,}), at epoch {found['best_epoch']:g} of {found['epochs']:g}.\n\n"
         + _table(["K", "test NLL (nats)"], rows)
+        + (_star(found) if "log_z" in found else "")
+    )
+
+
+def _star(found: Mapping[str, Any]) -> str:
+    """What is known of p* where the estimator fitted it."""
+    return (
+        "\n\nThese are figures of p, and samples are p's. The estimator fitted p* ∝ √(p q): NLL "
+        f"{_nll(found['star_nll'], found['star_nll_stderr'])} nats (K = {found['num_samples']:,}), with log Z "
+        f"{_nll(found['log_z'], found['log_z_stderr'])}. The estimate of log Z is biased low by about its squared "
+        "error, so that this NLL is too low by twice that, and too high by what a finite K costs."
     )
 
 
