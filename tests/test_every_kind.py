@@ -7,8 +7,10 @@ import json
 import pyarrow.parquet
 import pytest
 
-from rws_ray import evaluate, sample, score, train
+from rws_ray import evaluate, sample
 from rws_ray.kinds import KINDS
+from rws_ray.score import main as score
+from rws_ray.train import main as train
 
 SMALL = [
     "--scale.num_workers", "0", "--optim.epochs", "2", "--eval.final_num_samples", "20", "--eval.num_samples", "5",
@@ -33,7 +35,7 @@ def test_every_kind_is_trained_registered_evaluated_scored_and_sampled(choice, t
     monkeypatch.setenv("RWS_HOME", str(tmp_path / "runs"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
-    train.main([*CHOICES[choice], *SMALL])
+    train([*CHOICES[choice], *SMALL])
     trained = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert 15 < trained["nll"] < 30
     if choice not in ("mixed", "gaussian"):
@@ -43,5 +45,5 @@ def test_every_kind_is_trained_registered_evaluated_scored_and_sampled(choice, t
     assert found["nll"] == pytest.approx(trained["nll"], abs=1e-9)
     sample.main(["models:/one@champion", "--num", "4"])
     assert "4 samples from p" in capsys.readouterr().out
-    score.main(["models:/one@champion", "--data", "digits", "--out", "scores.parquet", "--num-samples", "20"])
+    score(["models:/one@champion", "--data", "digits", "--out", "scores.parquet", "--num-samples", "20"])
     assert pyarrow.parquet.read_table("scores.parquet").num_rows > 100
