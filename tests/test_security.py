@@ -241,3 +241,17 @@ def test_in_a_working_folder_that_others_may_enter_each_entry_is_its_owners_alon
     train(home)
     assert {"mlflow.db", "artifacts", "small"} <= {path.name for path in home.iterdir()}
     assert open_to_others(home) == []
+
+
+def test_rays_token_of_this_user_is_made_this_users_alone(tmp_path, monkeypatch):
+    from rws_ray.cluster.session import close_token_file
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    close_token_file()  # there is none yet
+    (tmp_path / ".ray").mkdir()
+    token = tmp_path / ".ray" / "auth_token"
+    token.write_text("0123")
+    token.chmod(0o644)
+    close_token_file()
+    assert token.stat().st_mode & 0o777 == 0o600

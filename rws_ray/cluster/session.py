@@ -8,6 +8,7 @@ import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rws_ray.errors import ConfigError, InfrastructureError
@@ -67,6 +68,7 @@ def session(verbose: bool = False) -> Iterator[None]:
                     logging_level=level,
                     object_store_memory=OBJECT_STORE_BYTES,
                 )
+                close_token_file()
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise InfrastructureError(f"Ray cannot be reached or started: {' '.join(str(error).split())}") from None
     try:
@@ -87,6 +89,13 @@ def _environment() -> dict[str, Any]:
         ESTIMATORS.update(estimators)
 
     return {"worker_process_setup_hook": add}
+
+
+def close_token_file() -> None:
+    """Keep the token that Ray made for this user's clusters to this user: Ray leaves the file readable by all."""
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if token.is_file() and token.stat().st_uid == os.getuid() and token.stat().st_mode & 0o077:
+        token.chmod(0o600)
 
 
 def cpus_per_worker(num_workers: int, threads: int) -> float:
