@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import pytest
@@ -54,21 +55,20 @@ def resolved(container: Object, secrets: dict[str, dict[str, str]], **instead: s
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory, secrets: dict[str, dict[str, str]]) -> Iterator[Stack]:
+def stack(secrets: dict[str, dict[str, str]]) -> Iterator[Stack]:
     """PostgreSQL and MLflow as the manifests start them, moto in the place of the object store.
 
     PostgreSQL refuses to be root: it runs as nobody where this is root.
     """
-    folder = tmp_path_factory.mktemp("stack")
-    # Every folder on the way must be open to nobody.
-    for each in (folder, *folder.parents[:3]):
-        each.chmod(0o755)
     objects = render("dev")
     postgres_port, mlflow_port, s3_port = free_ports(3)
     secrets = {name: dict(values) for name, values in secrets.items()}
     secrets["mlflow-database"] |= {"PGHOST": "127.0.0.1", "PGPORT": str(postgres_port)}
     secrets["object-store"] |= {"MLFLOW_S3_ENDPOINT_URL": f"http://127.0.0.1:{s3_port}"}
     with ExitStack() as running:
+        # Not below pytest's folder, which is root's alone.
+        folder = Path(running.enter_context(TemporaryDirectory(prefix="rws-stack-")))
+        folder.chmod(0o755)
         running.enter_context(_postgres(objects, secrets, folder, postgres_port))
         running.enter_context(_object_store(secrets, s3_port))
         uri = f"http://127.0.0.1:{mlflow_port}"
@@ -117,6 +117,7 @@ def _postgres(objects: list[Object], secrets: dict[str, dict[str, str]], folder:
     user, database = settings["POSTGRES_USER"], settings["POSTGRES_DB"]
     password = folder / "password"
     password.write_text(settings["POSTGRES_PASSWORD"])
+    password.chmod(0o600)
     _give(password)
     initdb = [binaries / "initdb", f"--username={user}", f"--pwfile={password}", "--auth-local=trust"]
     subprocess.run(
