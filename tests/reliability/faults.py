@@ -27,14 +27,15 @@ class Probe:
     def __init__(self, folder: Path, rank: int):
         self.folder, self.rank, self.step, self.phase = folder, rank, -1, "start"
         self.file = os.open(folder / f"phase-{os.getpid()}", os.O_RDWR | os.O_CREAT)
-        self.pause = json.loads((folder / "points.json").read_text())["pause"]
+        plan = json.loads((folder / "points.json").read_text())
+        self.pause, self.points = plan["pause"], plan["points"]
         self.note("start")
 
     def note(self, phase: str, step: int | None = None) -> None:
         """Note a phase, and meet the fault that was asked for there."""
         self.phase, self.step = phase, self.step if step is None else step
         os.pwrite(self.file, f"{self.rank} {self.step} {phase}".ljust(WIDTH).encode(), 0)
-        for number, point in enumerate(json.loads((self.folder / "points.json").read_text())["points"]):
+        for number, point in enumerate(self.points):
             if point["phase"] == phase and self.step >= point["step"] and self.rank == point["rank"]:
                 self._meet(number, point["action"])
 
