@@ -23,6 +23,7 @@ class Shot(NamedTuple):
     kind: str
     hit: str
     is_equal: bool
+    times: int
 
 
 SHOTS: list[Shot] = []
@@ -30,11 +31,11 @@ SHOTS: list[Shot] = []
 
 @pytest.fixture
 def shot() -> Callable[..., None]:
-    """Counts a fault: `shot(kind, hit, is_equal=True)`; what missed must not be counted."""
+    """Counts a fault: `shot(kind, hit, is_equal=True, times=1)`; what missed must not be counted."""
 
-    def count(kind: str, hit: dict[str, Any] | str, is_equal: bool = True) -> None:
+    def count(kind: str, hit: dict[str, Any] | str, is_equal: bool = True, times: int = 1) -> None:
         told = hit if isinstance(hit, str) else f"rank {hit['rank']}, step {hit['step']}, {hit['phase']}"
-        SHOTS.append(Shot(kind, told, is_equal))
+        SHOTS.append(Shot(kind, told, is_equal, times))
         assert is_equal, f"{kind} ({told})"
 
     return count
@@ -81,7 +82,10 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     if not SHOTS:
         return
     terminalreporter.section("faults")
-    tried, equal = Counter(shot.kind for shot in SHOTS), Counter(shot.kind for shot in SHOTS if shot.is_equal)
+    tried, equal = Counter[str](), Counter[str]()
+    for shot in SHOTS:
+        tried[shot.kind] += shot.times
+        equal[shot.kind] += shot.times * shot.is_equal
     rows = [(kind, str(count), str(equal[kind])) for kind, count in sorted(tried.items())]
     rows.append(("all", str(sum(tried.values())), str(sum(equal.values()))))
     width = max(len(row[0]) for row in rows)

@@ -46,7 +46,7 @@ def test_a_run_killed_at_a_freshly_drawn_point_goes_on_to_the_same_bits(
     shot("kill -9 of the driver, no Ray", hit, is_equal)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_a_run_that_is_asked_to_stop_leaves_a_checkpoint_of_its_last_step(
     number: int, tmp_path: Path, shot: Any, same_bits: Any
 ) -> None:

@@ -102,10 +102,14 @@ WRITABLE = "subprocess.run(['mount', '-o', 'remount,rw', PLACE], check=True)"
 UNFILL = "filler.unlink(missing_ok=True)"
 
 
+FULL, LOCKED = (FILL, UNFILL, "No space left"), (READ_ONLY, WRITABLE, "Read-only file system")
+
+
 @pytest.mark.parametrize(
-    ("spoil", "mend", "reason"), [(FILL, UNFILL, "No space left"), (READ_ONLY, WRITABLE, "Read-only file system")]
-)
-@pytest.mark.parametrize("is_mended", [True, False])
+    ("spoil", "mend", "reason", "is_mended"),
+    [(*FULL, False), *(pytest.param(*case, marks=pytest.mark.long) for case in
+                       ((*FULL, True), (*LOCKED, False), (*LOCKED, True)))],
+)  # fmt: skip
 def test_a_disk_that_fills_up_or_turns_read_only(
     spoil: str, mend: str, reason: str, is_mended: bool, on_a_tmpfs: Any, whole: Any, shot: Any
 ) -> None:
@@ -218,7 +222,7 @@ def test_every_truncation_of_a_checkpoint_of_a_run(name: str, tmp_path: Path, sh
     whole = (tmp_path / folder_name(5) / name).read_bytes()
     told = [damaged(tmp_path, name, whole[:length]) for length in range(len(whole))]
     assert all(sentence is not None and "step-0000000005 is passed over" in sentence for sentence in told)
-    shot("checkpoint truncated", f"{name} at each of its {len(whole)} bytes")
+    shot("checkpoint cut off", f"{name} at each byte", times=len(whole))
 
 
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path: Path, whole: Any, shot: Any) -> None:
@@ -238,7 +242,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path: Path, 
             (tmp_path / f"{number}" / folder_name(5) / name).write_bytes(content)
             outcome = run_tiny(Group(), JOB, tiny_dataset(), tmp_path / f"{number}")
             assert bits(outcome) == whole
-    shot("bit of a checkpoint flipped", "200 random ones")
+    shot("bit of a checkpoint flipped", "at random", times=200)
 
 
 @pytest.mark.parametrize("change", ["format", "tensor", "shape"])
@@ -298,6 +302,7 @@ def test_a_place_whose_holder_died_is_taken_over(tmp_path: Path) -> None:
     assert len(told) == 1  # on this machine the folder's lock has told already
 
 
+@pytest.mark.long
 def test_a_full_working_folder_ends_the_run_with_a_sentence(on_a_tmpfs: Any, tmp_path: Path, shot: Any) -> None:
     """Where reports and journal cannot be written there is no run; once there is room it goes on."""
     program = """
