@@ -10,13 +10,13 @@ from rws_ray.errors import run_command
 
 
 def main(arguments: list[str]) -> None:
-    from rws_ray import train
     from rws_ray.cluster import trainer
+    from rws_ray.train import main as train
 
     trainer._worker = faults.worker
     if arguments[arguments.index("--scale.num_workers") + 1] == "0":
         faults.install()
-    train.main(arguments)
+    train(arguments)
 
 
 if __name__ == "__main__":
