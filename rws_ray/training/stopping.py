@@ -40,18 +40,20 @@ class Lookout:
         self.group, self.store = group, store
         self.seconds = LOCAL_SECONDS if store.is_local else REMOTE_SECONDS
         self.calls, self.looked_at, self.next_look = 0, 0, 1
-        self.since = time.perf_counter()
+        self.since = float("-inf")
 
     def check(self) -> None:
         """Raise Stopped where the run was asked to stop; every worker must call it equally often."""
         self.calls += 1
         if self.calls < self.next_look:
             return
-        elapsed = max(time.perf_counter() - self.since, 1e-6)
-        pace = (self.calls - self.looked_at) / elapsed
-        told = {"asked": self.group.rank == 0 and self.store.has(STOP_FILE), "calls": int(self.seconds * pace)}
+        gap = self.calls - self.looked_at
+        pace = gap / max(time.perf_counter() - self.since, 1e-6)
+        # At most twice as long as the last time: one quick call says little of the next ones.
+        calls = max(min(int(self.seconds * pace), 2 * gap), 1)
+        told = {"asked": self.group.rank == 0 and self.store.has(STOP_FILE), "calls": calls}
         told = json.loads(self.group.broadcast(json.dumps(told).encode()))
-        self.looked_at, self.next_look = self.calls, self.calls + max(told["calls"], 1)
+        self.looked_at, self.next_look = self.calls, self.calls + told["calls"]
         self.since = time.perf_counter()
         if told["asked"]:
             raise Stopped

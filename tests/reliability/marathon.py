@@ -65,16 +65,20 @@ def main(folder: Path, epochs: int) -> None:
     os.environ |= {"RWS_HOME": str(folder / "home"), "RWS_USAGE": str(folder / "usage"), "TMPDIR": str(folder / "tmp")}
     (folder / "tmp").mkdir()
     from rws_ray.cluster import trainer
-    from rws_ray.cluster.jobs import train_job
+    from rws_ray.cluster.jobs import prepare, run_job
     from rws_ray.cluster.session import session
     from rws_ray.config import make_job, unflatten
 
+    def train(name: str, epochs: int) -> dict[str, Any]:
+        job = make_job(unflatten(JOB | {"name": name, "optim.epochs": epochs}))
+        return run_job(prepare(job), lambda record: None)
+
     trainer._worker = worker
     with session():
-        train_job(make_job(unflatten(JOB | {"name": "warm", "optim.epochs": 1})))
+        train("warm", 1)
         (folder / "usage").unlink()
         before, there = usage(), left_over()
-        result = train_job(make_job(unflatten(JOB | {"name": "long", "optim.epochs": epochs})))
+        result = train("long", epochs)
         after, still = usage(), left_over()
     lines = [json.loads(line) for line in (folder / "usage").read_text().splitlines()]
     files = sorted(str(file.relative_to(folder)) for file in (folder / "tmp").rglob("*"))
