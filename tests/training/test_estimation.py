@@ -11,7 +11,8 @@ from groups import run_group
 from tiny import tiny_dataset
 
 from rws_ray.core.likelihood import tail_length
-from rws_ray.core.machine import HelmholtzMachine
+from rws_ray.core.machine import HelmholtzMachine, total_log_prob
+from rws_ray.data import make_split
 from rws_ray.training.batches import Examples
 from rws_ray.training.estimation import (
     block_size,
@@ -19,6 +20,7 @@ from rws_ray.training.estimation import (
     estimate_split,
     pareto_khat,
     standard_error,
+    star_metrics,
     summary,
     validation_rows,
 )
@@ -98,3 +100,20 @@ def test_validation_rows_are_a_fixed_subset():
 
 def test_one_row_has_no_standard_error():
     assert math.isnan(standard_error(np.array([1.0])))
+
+
+def test_the_nll_of_p_star_and_log_z_are_those_of_enumeration_where_an_estimator_fits_it():
+    machine = HelmholtzMachine(4, [2, 1]).initialize(3)
+    x_ND, h = torch.cartesian_prod(*[torch.arange(2)] * 4), torch.cartesian_prod(*[torch.arange(2)] * 3)
+    h = h.float().expand(16, -1, -1)
+    states = [h[..., :2], h[..., 2:]]
+    log_q = total_log_prob(machine.observe_q(x_ND.float(), states)).detach()
+    log_star = 2 * torch.logsumexp((machine.log_joint(x_ND, states) + log_q) / 2, 1)
+    log_z = float(torch.logsumexp(log_star, 0)) / 2
+    split = make_split(x_ND.numpy().astype(np.uint8), name="all", split="test", kind="binary")
+    estimate = estimate_split(machine, Examples(split, CPU), torch.arange(16), 2000, 0, Group())
+    found = star_metrics("bihm", machine, estimate)
+    assert abs(found["log_z"] - log_z) < 4 * found["log_z_stderr"] < 0.05
+    assert found["star_nll"] == pytest.approx(float(2 * log_z - log_star.mean()), abs=8 * found["log_z_stderr"] + 0.01)
+    assert found["star_nll_stderr"] >= standard_error(estimate.log_star)
+    assert star_metrics("rws", machine, estimate) == {}
