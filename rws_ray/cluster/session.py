@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import socket
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from rws_ray.errors import ConfigError, InfrastructureError
-from rws_ray.estimators import ESTIMATORS
-from rws_ray.kinds import KINDS
+from rws_ray.estimators import ESTIMATORS, Method
+from rws_ray.kinds import KINDS, Kind
 
 # Ray reads these when it is imported. A report is acknowledged at the controller's next poll: 2 s by default.
 DEFAULTS = {
@@ -79,16 +81,22 @@ def session(verbose: bool = False) -> Iterator[None]:
 
 def _environment() -> dict[str, Any]:
     """What workers start with: the kinds of layers and the estimators that this process added to the tables."""
+    from ray import cloudpickle
+
     kinds = {name: kind for name, kind in KINDS.items() if not isinstance(kind.layer, str)}
     estimators = {name: row for name, row in ESTIMATORS.items() if not isinstance(row.gradients, str)}
     if not kinds and not estimators:
         return {}
+    for code in (*(kind.layer for kind in kinds.values()), *(row.gradients for row in estimators.values())):
+        if code.__module__ != "__main__":  # workers run the hook before they know the driver's folders
+            cloudpickle.register_pickle_by_value(sys.modules[code.__module__])
+    hook = functools.partial(_add_rows, kinds, estimators)
+    return {"worker_process_setup_hook": functools.update_wrapper(hook, _add_rows)}  # Ray asks for its name
 
-    def add() -> None:
-        KINDS.update(kinds)
-        ESTIMATORS.update(estimators)
 
-    return {"worker_process_setup_hook": add}
+def _add_rows(kinds: dict[str, Kind], estimators: dict[str, Method]) -> None:
+    KINDS.update(kinds)
+    ESTIMATORS.update(estimators)
 
 
 def close_token_file() -> None:
