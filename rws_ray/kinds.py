@@ -67,6 +67,12 @@ def load(kind: str) -> Any:
 Choice = str | Sequence[str]
 
 
+def has_real_units(*choices: Any) -> bool:
+    """Whether a job's choices, not yet checked, name a kind whose units are real."""
+    names = ",".join(each if isinstance(each, str) else ",".join(map(str, each or ())) for each in choices)
+    return any(name in KINDS and not KINDS[name].is_binary for name in names.split(","))
+
+
 def stacks(p_layer: Choice, q_layer: Choice, depth: int) -> tuple[list[str], list[str]]:
     """The kind of each layer of p, data side first and the top last, and of q, data side first.
 

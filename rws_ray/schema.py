@@ -11,9 +11,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings import PydanticBaseSettingsSource as Source
 
 from rws_ray.estimators import ESTIMATORS, OWN_KEYS, problems
-from rws_ray.kinds import KINDS, stacks
+from rws_ray.kinds import KINDS, has_real_units, stacks
 
 DEFAULT_LR = {"adam": 1e-3, "sgd": 0.1, "natural": 2.0}
+DEFAULT_LR_OF_REAL_UNITS = DEFAULT_LR | {"natural": 0.5}  # densities have no bound on their curvature, as bits have
 Width = Annotated[int, Field(ge=1)]
 
 
@@ -107,7 +108,9 @@ class OptimConfig(Section):
     name: Literal["adam", "sgd", "natural"] = Field(
         "natural", description="sgd: momentum 0.95; natural: sgd preconditioned by layer inputs (vae, iwae: adam)"
     )
-    lr: float | None = Field(None, gt=0, description="for p (default: adam 0.001, sgd 0.1, natural 2)")
+    lr: float | None = Field(
+        None, gt=0, description="for p (default: adam 0.001, sgd 0.1, natural 2 or, of real units, 0.5)"
+    )
     lr_q: float | None = Field(None, gt=0, description="for q (default: the same as optim.lr)")
     schedule: Literal["constant", "cosine", "step"] = Field("constant", description="of both learning rates")
     step_epochs: int = Field(50, ge=1, description="schedule step: divide the rates by 10 every so many epochs")
@@ -233,7 +236,9 @@ class Job(BaseSettings):
         if isinstance(optim, dict):
             if method is not None:
                 optim.setdefault("name", method.optimizer)
-            rate = DEFAULT_LR.get(str(optim.get("name")))
+            model = values.get("model")
+            is_real = isinstance(model, dict) and has_real_units(model.get("p_layer"), model.get("q_layer"))
+            rate = (DEFAULT_LR_OF_REAL_UNITS if is_real else DEFAULT_LR).get(str(optim.get("name")))
             if optim.get("lr") is None:
                 optim["lr"] = rate
             if optim.get("lr_q") is None:

@@ -160,6 +160,13 @@ def test_learning_rates_follow_the_optimizer():
     assert (job.lr, job.lr_q) == (0.3, 0.3)
 
 
+def test_real_units_have_a_lower_rate_of_their_own():
+    choice = ["--model.p_layer", "dsbn,gaussian,gaussian", "--model.q_layer", "gaussian"]
+    assert load_job(None, [*choice, "--optim.name", "natural"]).job.lr == 0.5
+    assert load_job(None, [*choice, "--optim.name", "adam"]).job.lr == 1e-3
+    assert load_job(None, ["--model.p_layer", "dsbn,nade,sbn", "--optim.name", "natural"]).job.lr == 2.0
+
+
 def test_classic_wake_sleep_needs_its_name_alone():
     estimator = load_job(None, ["--estimator.name", "wake-sleep"]).job.estimator
     assert (estimator.num_samples, estimator.wake_mix) == (1, 0.0)
