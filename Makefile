@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-all check images clean
+.PHONY: setup demo test test-all check docs images clean
 
 setup: $(STAMP)
 
@@ -30,10 +30,14 @@ test: check
 test-all: check
 	$(BIN)/python -m pytest -m "long or not long"
 
+docs: setup
+	$(BIN)/python docs/reference.py
+	$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build
+
 # For Kubernetes (docs/kubernetes.md); GPU nodes want the target cuda as rws-ray:0.1.0-cuda.
 images:
 	docker build --file docker/ray.Dockerfile --target cpu --tag rws-ray:0.1.0 .
 	docker build --file docker/tracking.Dockerfile --tag rws-tracking:0.1.0 .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -151,7 +151,7 @@ def nearest(word: str, known: list[str]) -> str:
 def read_toml(file: str, what: str = "job file", where: str = "jobs/") -> dict[str, Any]:
     """The tables of a TOML file; ConfigError where there is none."""
     try:
-        with Path(file).open("rb") as stream:
+        with (shipped(file) or Path(file)).open("rb") as stream:
             return tomllib.load(stream)
     except FileNotFoundError:
         raise ConfigError(f"{file}: there is no such {what}; {where} has some to start from.") from None
@@ -159,6 +159,13 @@ def read_toml(file: str, what: str = "job file", where: str = "jobs/") -> dict[s
         raise ConfigError(f"{file}: the {what} cannot be read ({error.strerror}).") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: not valid TOML: {error}.") from None
+
+
+def shipped(file: str) -> Path | None:
+    """A job or space that comes with the package, where the present folder has no such file: jobs/digits.toml."""
+    package = Path(__file__).parent
+    places = () if Path(file).exists() or Path(file).is_absolute() else (package / file, package.parent / file)
+    return next((place for place in places if place.is_file()), None)
 
 
 def read_overrides(overrides: list[str]) -> dict[str, Any]:

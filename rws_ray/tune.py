@@ -12,12 +12,11 @@ from __future__ import annotations
 import json
 import shlex
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rws_ray.command import FLAGS, help_text, json_line, split_arguments
 from rws_ray.config import home
-from rws_ray.errors import ConfigError, run_command
+from rws_ray.errors import run_command
 from rws_ray.evaluate import star_lines
 from rws_ray.report.terminal import Progress, count, duration, nll_text, table
 from rws_ray.space import Space, load_space
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 USAGE = "usage: python -m rws_ray.tune [SPACE.toml] [--section.key VALUE …] [flags]"
 EXAMPLE = "python -m rws_ray.tune tune_spaces/digits.toml --search.num_trials 32 --name digits-32"
-DEFAULT_SPACE = Path(__file__).parents[1] / "tune_spaces" / "digits.toml"
+DEFAULT_SPACE = "tune_spaces/digits.toml"  # it comes with the package
 TUNE_FLAGS = FLAGS | {"--list-trials": "show what each trial would try, then stop"}
 JSON_KEYS = ("run_id", "model_uri", "nll", "nll_stderr", "num_samples", "seconds", "examples_per_second", "job")
 
@@ -38,9 +37,7 @@ def main(arguments: list[str]) -> None:
         print(help_text(USAGE, EXAMPLE, "--help-all" in arguments, TUNE_FLAGS))
         return
     file, flags, overrides = split_arguments(arguments, TUNE_FLAGS)
-    if file is None and not DEFAULT_SPACE.exists():
-        raise ConfigError("name a search space, such as tune_spaces/digits.toml of the repository.")
-    space = load_space(file or str(DEFAULT_SPACE), overrides)
+    space = load_space(file or DEFAULT_SPACE, overrides)
     if "--show" in flags:
         print(show_space(space))
         return
