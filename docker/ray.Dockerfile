@@ -13,14 +13,18 @@ FROM build AS build-cpu
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN pip install -c constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} torch==2.13.0+cpu \
     -r requirements.txt
-COPY README.md ./
+COPY README.md LICENSE ./
+COPY jobs jobs
+COPY tune_spaces tune_spaces
 COPY rws_ray rws_ray
 RUN pip install --no-deps .
 
 # The wheels of the package index bring CUDA's libraries; the driver comes from the node.
 FROM build AS build-cuda
 RUN pip install -c constraints.txt torch==2.13.0 -r requirements.txt
-COPY README.md ./
+COPY README.md LICENSE ./
+COPY jobs jobs
+COPY tune_spaces tune_spaces
 COPY rws_ray rws_ray
 RUN pip install --no-deps .
 

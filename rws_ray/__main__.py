@@ -24,6 +24,7 @@ COMMANDS = {
     "registry": "registered models and their aliases",
     "runs": "runs of the working folder",
     "data": "list, check and make data sets",
+    "doctor": "tell whether this machine or cluster can run",
     "tracking": "send to MLflow what waits",
     "completion": "print the shell's completion",
 }

@@ -22,7 +22,7 @@ from rws_ray.config import job_keys
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
-COMMAND = re.compile(r"(?:^|\s)(?:python -m rws_ray\.(\w+)|rws (?!COMMAND)([a-z]+))\b(.*)")
+COMMAND = re.compile(r"(?:(?:^|\s)python -m rws_ray\.(\w+)|^rws ([a-z]+))\b(.*)")
 
 
 def blocks(page: Path, language: str) -> list[str]:
