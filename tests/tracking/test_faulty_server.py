@@ -26,7 +26,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def through(server: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+def through(server: Any, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """The proxy that MLFLOW_TRACKING_URI names, which passes all on until it is told otherwise."""
     with faulty(server.uri, lambda method, path: "pass") as proxy:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.uri)
