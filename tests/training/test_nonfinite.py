@@ -166,6 +166,17 @@ def test_a_rollback_passes_over_checkpoints_whose_weights_are_not_finite(tmp_pat
     assert torch.equal(fitter.updater.theta, sound)
 
 
+def test_weights_that_a_passing_fault_spoilt_are_brought_back_from_the_checkpoint(found, tmp_path):
+    """Not the gradient but the weights in memory: no batch is to blame, and leaving one out would not help."""
+    job = tiny_job(optim__on_nonfinite="rollback", optim__name="adam", scale__checkpoint_steps=3)
+    fitter = Fitter(job, tiny_dataset(), Group(), open_store(tmp_path), lambda record: None)
+    fitter.save()
+    fitter.train(stop_after=5)
+    fitter.updater.theta[3] = float("nan")
+    fitter.train()
+    assert bits(fitter.finish()) == found[0]["undisturbed"][0][:-2]
+
+
 def test_rows_that_cannot_be_saved_are_told_in_the_error(tmp_path, monkeypatch):
     def refuse(store: Store, name: str, data: bytes) -> None:
         raise OSError(30, "Read-only file system")

@@ -46,6 +46,7 @@ def stopped_and_gone_on(store: Store, moment: str) -> tuple[list[int], list[tupl
         patch.setattr("rws_ray.training.stopping.LOCAL_SECONDS", 0.0)  # looks at each step
         assert fit(JOB, tiny_dataset(), Group(), store, told.append) is None
     steps = store.steps()
+    assert [record["step"] for record in told if record["kind"] == "epoch"] == [4]  # that of step 8 did not come first
     withdraw(store)
     outcome = fit(JOB, tiny_dataset(), Group(), store, told.append)
     return steps, [kept(record) for record in told if record["kind"] == "epoch"], bits(outcome)
