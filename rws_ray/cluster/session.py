@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import signal
 import socket
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,24 +61,46 @@ def session(verbose: bool = False) -> Iterator[None]:
         level = logging.INFO if verbose else logging.ERROR
         logging.getLogger("ray").setLevel(level)
         try:
-            if on_a_cluster():
-                ray.init(log_to_driver=verbose, logging_level=level, runtime_env=_environment())
-            else:
-                ray.init(
-                    address="local",
-                    runtime_env=_environment(),
-                    include_dashboard=False,
-                    log_to_driver=verbose,
-                    logging_level=level,
-                    object_store_memory=OBJECT_STORE_BYTES,
-                )
-                close_token_file()
+            with _handlers_kept():
+                _start(verbose, level)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise InfrastructureError(f"Ray cannot be reached or started: {' '.join(str(error).split())}") from None
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _start(verbose: bool, level: int) -> None:
+    import ray
+
+    if on_a_cluster():
+        ray.init(log_to_driver=verbose, logging_level=level, runtime_env=_environment())
+        return
+    ray.init(
+        address="local",
+        runtime_env=_environment(),
+        include_dashboard=False,
+        log_to_driver=verbose,
+        logging_level=level,
+        object_store_memory=OBJECT_STORE_BYTES,
+    )
+    close_token_file()
+
+
+@contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """Put a command's own signal handlers back: Ray's start replaces them, and its core aborts on SIGTERM."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if callable(handler):
+                signal.signal(number, handler)
 
 
 def _environment() -> dict[str, Any]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.models import ModelSignature
+    from mlflow.tracking import MlflowClient
 
 CONFIG_FILE, WEIGHTS_FILE, JOB_FILE, METRICS_FILE = "config.json", "model.safetensors", "job.json", "metrics.json"
 CARD_FILE = "MODEL_CARD.md"
@@ -110,7 +111,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 def _find_or_log(tracking: Tracking, run_id: str, folder: Path, tags: Mapping[str, str]) -> LoggedModel:
     """The run's logged model with these weights; one that a crash left half uploaded is completed."""
-    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+    from mlflow.entities import LoggedModelStatus
 
     client = tracking.client
     experiment_id = client.get_run(run_id).info.experiment_id
@@ -126,9 +127,22 @@ def _find_or_log(tracking: Tracking, run_id: str, folder: Path, tags: Mapping[st
             packed = Path(temporary) / "packed"
             _pack(folder, packed, run_id, model.model_id)
             client.log_model_artifacts(model.model_id, str(packed))
-        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
+        _log_output(client, run_id, model.model_id)
         model = client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     return model
+
+
+def _log_output(client: MlflowClient, run_id: str, model_id: str) -> None:
+    """Name the model as an output of the run. MLflow refuses a second time, also where the first answer was lost."""
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.log_outputs(run_id, [LoggedModelOutput(model_id, 0)])
+    except MlflowException:
+        outputs = client.get_run(run_id).outputs
+        if outputs is None or model_id not in [each.model_id for each in outputs.model_outputs]:
+            raise
 
 
 def _pack(folder: Path, packed: Path, run_id: str, model_id: str) -> None:
