@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
-    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "30",  # a stopped worker is replaced; Ray's own patience is 600 s
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "20",  # a stopped worker is replaced; Ray's own patience is 600 s
     "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread of Ray's that outlives its cluster would start another one
 }
 OBJECT_STORE_BYTES = 512 * 2**20
@@ -44,8 +44,11 @@ def on_a_cluster() -> bool:
 
 
 @contextmanager
-def session(verbose: bool = False) -> Iterator[None]:
+def session(verbose: bool = False) -> Iterator[Callable[[], None]]:
     """A connection to Ray; one that is already there (a notebook's, a test's) is used and left open.
+
+    Yields what frees the resources that a lost controller held: a new session, where this one was started here. Ray's
+    own cleaner asks the dashboard which controllers live; a cluster that is joined has one, a session of ours has not.
 
     Raises:
         InfrastructureError: RAY_ADDRESS names a cluster that does not answer.
@@ -54,24 +57,34 @@ def session(verbose: bool = False) -> Iterator[None]:
     import ray
 
     if ray.is_initialized():
-        yield
+        yield lambda: None
         return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        level = logging.INFO if verbose else logging.ERROR
-        logging.getLogger("ray").setLevel(level)
-        try:
-            with _handlers_kept():
-                _start(verbose, level)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise InfrastructureError(f"Ray cannot be reached or started: {' '.join(str(error).split())}") from None
+
+    def renew() -> None:
+        if not on_a_cluster():
+            ray.shutdown()
+            _start(verbose)
+
+    _start(verbose)
     try:
-        yield
+        yield renew
     finally:
         ray.shutdown()
 
 
-def _start(verbose: bool, level: int) -> None:
+def _start(verbose: bool) -> None:
+    level = logging.INFO if verbose else logging.ERROR
+    logging.getLogger("ray").setLevel(level)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        try:
+            with _handlers_kept():
+                _join_or_start(verbose, level)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise InfrastructureError(f"Ray cannot be reached or started: {' '.join(str(error).split())}") from None
+
+
+def _join_or_start(verbose: bool, level: int) -> None:
     import ray
 
     if on_a_cluster():

@@ -49,8 +49,8 @@ def train_run(
         if job.scale.max_workers == 0:
             outcome = fit(job, dataset, Group(), open_store(place), append, initial)
         else:
-            with session(verbose):
-                outcome = fit_on_workers(job, dataset, folder, place, initial)
+            with session(verbose) as renew:
+                outcome = fit_on_workers(job, dataset, folder, place, initial, renew=renew)
     if outcome is None:
         raise KeyboardInterrupt
     return outcome
@@ -64,6 +64,7 @@ def fit_on_workers(
     initial: Path | None,
     callbacks: Sequence[Any] = (),
     with_test: bool = True,
+    renew: Callable[[], None] = lambda: None,
 ) -> Outcome | None:
     """Train on Ray Train workers; reports go to the run's file, and to further callbacks of Ray's.
 
@@ -73,6 +74,7 @@ def fit_on_workers(
         place: of the checkpoints.
         callbacks: ray.train.UserCallback objects.
         with_test: as in training.loop.fit.
+        renew: called when Ray's controller was lost, to free what it held.
 
     Raises:
         RwsError: the run failed.
@@ -88,7 +90,7 @@ def fit_on_workers(
     folder.reports.touch()
     try:
         returned = persevere(
-            lambda: _attempt(job, config, folder.reports, scratch, callbacks),
+            lambda: _attempt(job, config, folder.reports, scratch, callbacks, renew),
             lambda: max(open_store(place).steps(), default=-1),
             lambda sentence: append_report(folder.reports, {"kind": "warning", "message": sentence}),
         )
@@ -104,7 +106,9 @@ def fit_on_workers(
     return Outcome(machine, metrics)
 
 
-def _attempt(job: Job, config: dict[str, Any], reports: Path, scratch: Path, callbacks: Sequence[Any]) -> Any:
+def _attempt(
+    job: Job, config: dict[str, Any], reports: Path, scratch: Path, callbacks: Sequence[Any], renew: Callable[[], None]
+) -> Any:
     """What rank 0 returns of one Ray Train run; LostError where its workers or its controller died too often."""
     import ray.train
     from ray.exceptions import RayActorError
@@ -137,6 +141,7 @@ def _attempt(job: Job, config: dict[str, Any], reports: Path, scratch: Path, cal
     except ray.train.WorkerGroupError as error:
         raise LostError(losses(error.worker_failures)) from None
     except RayActorError:
+        renew()
         raise LostError("Ray's controller of the run died") from None
     except ray.train.TrainingFailedError as error:
         if "startup timed out" in str(error):

@@ -98,7 +98,7 @@ def test_a_stopped_worker_one_out_of_memory_and_a_lost_controller(tmp_path: Path
     stopped, seconds = shoot(run, faults_of_rank(run, 1), signal.SIGSTOP)
     print(f"SIGSTOP: {stopped}, next start after {seconds:.1f} s")
     lost = run.reports("warning")[-1]
-    assert "worker 1 did not answer for 30 s" in lost["message"]
+    assert "worker 1 did not answer for 20 s" in lost["message"]
     noticed = lost["time"] - (run.reports("start")[-1]["time"] - seconds)
     assert noticed < 60
 
