@@ -55,12 +55,13 @@ def following(reports: Path, show: Show) -> Iterator[None]:
     """Call `show` with each record that is appended while the block lasts."""
     reports.touch()
     cut_torn_line(reports)  # what a killed driver left half written
+    start = reports.stat().st_size  # not the thread's to find: the first report may be faster
     done = threading.Event()
     failures: list[BaseException] = []
 
     def follow() -> None:
         with reports.open() as stream:
-            stream.seek(0, 2)
+            stream.seek(start)
             pending, is_last = "", False
             while not is_last:
                 is_last = done.wait(0.1)
