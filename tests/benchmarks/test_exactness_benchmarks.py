@@ -1,4 +1,4 @@
-"""The benchmarks of exact reduction and of streaming end with the JSON that they promise."""
+"""The benchmarks of exact reduction, of streaming and of tracking end with the JSON that they promise."""
 
 from __future__ import annotations
 
@@ -35,3 +35,12 @@ def test_streaming_is_told_against_holding():
     found = run("benchmarks.streaming", "--rows", "20000", "--rounds", "1", "--calls", "1")
     assert found["share_of_held"]["held"] == 1
     assert set(found["memory"]) == {"held", "streamed"}
+
+
+@pytest.mark.long
+def test_the_cost_of_tracking_is_told_for_each_way_that_a_server_may_be():
+    found = run("benchmarks.spool", "--rounds", "1", "--steps", "30")
+    assert [row["mode"] for row in found["rows"]] == [
+        "no tracking", "embedded store", "server refuses", "server is silent"
+    ]  # fmt: skip
+    assert all(row["record_ms"] > 0 for row in found["rows"][1:])
