@@ -33,7 +33,10 @@ def main(arguments: list[str]) -> None:
     elif options.command == "check":
         _check(options.path, options.job)
     else:
-        _prepare(options.name, options.out, options.files, options.license)
+        dataset = prepare(options.name, options.out, options.files, options.license, options.one_hot)
+        _describe([dataset.train, dataset.valid, dataset.test])
+        written = options.out / options.name
+        print(f"\nwritten to {written}; what it is like: python -m rws_ray.data check {written}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -80,6 +83,9 @@ def _parser() -> argparse.ArgumentParser:
         help="local files instead of the network: .amat, CSV, LIBSVM, IDX (each may be .gz), .npy, .npz, Arrow, "
         "Parquet, or a folder of images; one of them is cut into the three splits, of several each one's split is told "
         "by its name, or as train=FILE valid=FILE test=FILE",
+    )
+    making.add_argument(
+        "--one-hot", action="store_true", help="of one table: a column for each value of columns that are not 0/1"
     )
     making.add_argument("--license", default="", metavar="TEXT", help="the rows' terms of use, for model cards")
     return parser
@@ -138,12 +144,6 @@ def _check(path: Path, job: Path | None) -> None:
         raise DataError(f"--job: {job} is there already and is left as it is; take another name.")
     job.write_text(text)
     print(f"\nA first job is in {job}. Train it with: python -m rws_ray.train {job}")
-
-
-def _prepare(name: str, out: Path, files: Sequence[str], license: str) -> None:
-    dataset = prepare(name, out, files, license)
-    _describe([dataset.train, dataset.valid, dataset.test])
-    print(f"\nwritten to {out / name}; what it is like: python -m rws_ray.data check {out / name}")
 
 
 def _describe(splits: Sequence[Split]) -> None:

@@ -58,16 +58,16 @@ def convert(path: Path) -> Converted:
     if path.is_dir():
         pictures, classes, sides = read_images(path)
         return Converted(pictures, classes, sides)
-    with _readable(path, "file"), _unpacked(path) as file:
+    with readable(path, "file"), _unpacked(path) as file:
         head = file.read(_SNIFFED_BYTES)
     if head[:2] == b"\0\0" and len(head) >= 4:
         return _idx(path)
     if head.startswith(b"\x93NUMPY"):
-        with _readable(path, ".npy array"):
+        with readable(path, ".npy array"):
             cells, shape = read_array(path)
         return Converted(cells, shape=shape)
     if head.startswith((b"ARROW1", b"PAR1")):
-        with _readable(path, "table"):
+        with readable(path, "table"):
             return Converted(*read_table(path))
     if b"\0" in head or head.startswith((b"MATLAB", b"PK")):
         raise DataError(
@@ -86,7 +86,7 @@ def convert_npz(path: Path) -> dict[str, Converted]:
     Raises:
         DataError: no such file, damaged, an array missing, or other values in it.
     """
-    with _readable(path, ".npz file"), path.open("rb") as file:
+    with readable(path, ".npz file"), path.open("rb") as file:
         if not zipfile.is_zipfile(file):
             raise DataError(f"{path}: is no .npz file. Save one with numpy.savez(file, train=…, valid=…, test=…).")
         file.seek(0)
@@ -108,7 +108,7 @@ def _from_array(where: str, array: NDArray[Any]) -> Converted:
 
 
 def _text(path: Path, separator: str | None) -> Converted:
-    with _readable(path, "text of 0/1 cells"), _unpacked(path) as file:
+    with readable(path, "text of 0/1 cells"), _unpacked(path) as file:
         lines = io.TextIOWrapper(file, encoding="utf-8-sig")
         first = lines.readline()
         is_header = separator is not None and _is_header(first.split(separator))
@@ -140,7 +140,7 @@ def _is_header(fields: list[str]) -> bool:
 def _libsvm(path: Path) -> Converted:
     from sklearn.datasets import load_svmlight_file  # a second to import: only where it is needed
 
-    with _readable(path, "LIBSVM text"), _unpacked(path) as file:
+    with readable(path, "LIBSVM text"), _unpacked(path) as file:
         sparse, targets = load_svmlight_file(file, dtype=np.float32, zero_based=False)
     if not np.all(sparse.data == 1) or sparse.shape[0] == 0:
         raise DataError(
@@ -152,7 +152,7 @@ def _libsvm(path: Path) -> Converted:
 
 
 def _idx(path: Path) -> Converted:
-    with _readable(path, "IDX"), _unpacked(path) as file:
+    with readable(path, "IDX"), _unpacked(path) as file:
         data = file.read()
     kind, num_axes = data[2], data[3]
     if kind != _IDX_UNSIGNED_BYTE or num_axes < 1:
@@ -183,7 +183,8 @@ def _unpacked(path: Path) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def _readable(path: Path, what: str) -> Iterator[None]:
+def readable(path: Path, what: str) -> Iterator[None]:
+    """Within it, whatever a file cannot be read by is a DataError that names it."""
     if not path.is_file():
         raise DataError(f"{path}: there is no such file. Check the path that was given to --from.")
     try:

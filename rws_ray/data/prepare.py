@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rws_ray.data.catalog import CATALOG, NamedSet
-from rws_ray.data.convert import Converted, convert, convert_npz
+from rws_ray.data.convert import Converted, convert, convert_npz, readable
 from rws_ray.data.dataset import EMBEDDED, Dataset, check_name
 from rws_ray.data.digits import SOURCE as DIGITS_SOURCE
 from rws_ray.data.digits import load_digits
 from rws_ray.data.download import download
 from rws_ray.data.format import SPLITS, Kind, Split, content_digest, make_split, write_split
+from rws_ray.data.tables import read_one_hot
 from rws_ray.errors import DataError
 
 # Words of a file's name that tell its split; tr, val and t are the endings of LIBSVM's page, t10k is MNIST's test.
@@ -44,7 +45,7 @@ class _Source:
     origin: str
 
 
-def prepare(name: str, out: Path, files: Sequence[str] = (), license: str = "") -> Dataset:
+def prepare(name: str, out: Path, files: Sequence[str] = (), license: str = "", is_one_hot: bool = False) -> Dataset:
     """Make the set `name` and write it as out/name/{train,valid,test}.parquet.
 
     Args:
@@ -52,6 +53,8 @@ def prepare(name: str, out: Path, files: Sequence[str] = (), license: str = "") 
         out: the root folder of sets.
         files: local files, each FILE or SPLIT=FILE, or one FILE or folder that is cut into the three splits; without
             any, the set's public files are fetched.
+        is_one_hot: the one file is a table (CSV, Arrow, Parquet) whose columns of several values become one column for
+            each value.
         license: on what terms the rows may be used; goes into the files, and from there into model cards.
 
     Raises:
@@ -64,7 +67,10 @@ def prepare(name: str, out: Path, files: Sequence[str] = (), license: str = "") 
         dataset = Dataset(name, *(embedded[split] for split in SPLITS))
         origins = dict.fromkeys(SPLITS, DIGITS_SOURCE)
     else:
-        sources = _read(_assigned(files, name)) if files else _fetched(name, out)
+        if is_one_hot:
+            sources = {_WHOLE: _one_hot(files)}
+        else:
+            sources = _read(_assigned(files, name)) if files else _fetched(name, out)
         sources = _cut_in_three(sources[_WHOLE]) if _WHOLE in sources else _with_valid(name, sources)
         dataset = _assembled(name, sources)
         origins = {split: source.origin for split, source in sources.items()}
@@ -198,6 +204,14 @@ def _with_valid(name: str, sources: Mapping[str, _Source]) -> dict[str, _Source]
         "valid": _Source(_cut(train.rows, last), f"{train.origin} (last {num_valid} rows)"),
         "test": sources["test"],
     }
+
+
+def _one_hot(files: Sequence[str]) -> _Source:
+    if len(files) != 1 or not Path(files[0]).expanduser().is_file():
+        raise DataError("--one-hot takes one table, --from FILE: the values of its columns are those of all its rows.")
+    path = Path(files[0]).expanduser()
+    with readable(path, "table"):
+        return _Source(Converted(*read_one_hot(path)), path.name)
 
 
 def _cut_in_three(source: _Source) -> dict[str, _Source]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as csv
 import pyarrow.feather as feather
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from rws_ray.errors import DataError
 
 LABEL = "label"
+MOST_VALUES = 64  # of a column that is made one-hot
 IMAGES = (".png", ".bmp", ".gif", ".jpg", ".jpeg", ".pgm", ".pbm", ".tif", ".tiff")
 
 
@@ -27,16 +29,45 @@ def read_table(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]
     Raises:
         DataError: a column that holds no numbers, missing values, or values that are not whole within 0..255.
     """
-    with path.open("rb") as file:
-        is_parquet = file.read(4) == b"PAR1"
-    table = pq.read_table(path) if is_parquet else feather.read_table(path)
-    labels = None
-    if LABEL in table.column_names:
-        column = table[LABEL]
-        if not pa.types.is_integer(column.type) or column.null_count:
-            raise DataError(f"{path}: column {LABEL} must hold a whole number in each row; it is {column.type}.")
-        labels, table = column.to_numpy().astype(np.int64), table.drop_columns([LABEL])
+    table, labels = _labelled(path, _table(path))
     return cells_of_table(str(path), table), labels
+
+
+def read_one_hot(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
+    """As read_table, of CSV too, each column that is not 0/1 made into one column for each of its values.
+
+    Raises:
+        DataError: as read_table, or a column of more than 64 values.
+    """
+    table, labels = _labelled(path, _table(path))
+    columns = []
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        values, places = np.unique(column.to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
+        if column.null_count or len(values) > MOST_VALUES:
+            raise DataError(
+                f"{path}: column {name} has {len(values)} values and lacks {column.null_count}; one-hot takes at most "
+                f"{MOST_VALUES} and no gaps. Cut numbers into ranges first, fill gaps, or leave the column out."
+            )
+        is_bit = set(values) <= {"0", "1", "0.0", "1.0", "False", "True"}
+        columns.append(places[:, None] if is_bit and len(values) == 2 else np.eye(len(values), dtype=int)[places])
+    return np.concatenate(columns, 1).astype(np.uint8), labels
+
+
+def _table(path: Path) -> pa.Table:
+    with path.open("rb") as file:
+        head = file.read(6)
+    if head.startswith(b"PAR1"):
+        return pq.read_table(path)
+    return feather.read_table(path) if head == b"ARROW1" else csv.read_csv(path)
+
+
+def _labelled(path: Path, table: pa.Table) -> tuple[pa.Table, NDArray[np.int64] | None]:
+    if LABEL not in table.column_names:
+        return table, None
+    column = table[LABEL]
+    if not pa.types.is_integer(column.type) or column.null_count:
+        raise DataError(f"{path}: column {LABEL} must hold a whole number in each row; it is {column.type}.")
+    return table.drop_columns([LABEL]), column.to_numpy().astype(np.int64)
 
 
 def cells_of_table(where: str, table: Any) -> NDArray[np.uint8]:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from rws_ray.data.convert import convert
 from rws_ray.data.prepare import prepare
-from rws_ray.data.tables import cells_of_table
+from rws_ray.data.tables import cells_of_table, read_one_hot
 from rws_ray.errors import DataError
 
 
@@ -99,3 +99,25 @@ def test_images_of_unlike_sizes_and_none_at_all_are_refused(tmp_path):
     (tmp_path / "b.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match="cannot be read as an image"):
         convert(tmp_path)
+
+
+def test_a_table_of_categories_becomes_a_column_for_each_value(tmp_path):
+    colours, sizes = ["red", "blue", "green", "red"] * 5, [3, 1, 1, 3] * 5
+    rows = enumerate(zip(colours, sizes, strict=True))
+    lines = ["colour,size,is_new,label", *(f"{colour},{size},{i % 2},{i % 3}" for i, (colour, size) in rows)]
+    (tmp_path / "things.csv").write_text("\n".join(lines) + "\n")
+    cells, labels = read_one_hot(tmp_path / "things.csv")
+    assert cells.shape == (20, 6)  # blue, green, red; 1, 3; is_new
+    assert cells[0].tolist() == [0, 0, 1, 0, 1, 0]
+    assert cells[1].tolist() == [1, 0, 0, 1, 0, 1]
+    assert labels.tolist() == [i % 3 for i in range(20)]
+    made = prepare("things", tmp_path / "data", [str(tmp_path / "things.csv")], is_one_hot=True)
+    assert (made.dim, made.train.num_rows, made.train.kind) == (6, 16, "binary")
+
+
+def test_a_column_of_too_many_values_or_with_gaps_is_refused_by_its_name(tmp_path):
+    (tmp_path / "ages.csv").write_text("age\n" + "\n".join(map(str, range(70))) + "\n")
+    with pytest.raises(DataError, match="column age has 70 values"):
+        read_one_hot(tmp_path / "ages.csv")
+    with pytest.raises(DataError, match="takes one table"):
+        prepare("ages", tmp_path / "data", ["a.csv", "b.csv"], is_one_hot=True)
