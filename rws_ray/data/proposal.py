@@ -14,8 +14,8 @@ from typing import Any
 from rws_ray.data.inspection import Inspection
 
 SMALL, MEDIUM = 2_000, 10_000  # training rows
-UPDATES = 16_000  # that a run of a large set takes
-LONGEST, SHORTEST = 150, 30  # epochs
+UPDATES, UPDATES_IN_ORDER = 16_000, 3_000  # of a run; layers that see the units before learn in fewer
+LONGEST, SHORTEST = 150, 20  # epochs
 ESTIMATES = 40  # of the validation NLL in a run
 MOST_IN_ORDER = 1_000  # visible units that are drawn one after the other
 VALID_ROWS, TEST_ROWS = 5_000, 20_000  # beyond them estimates are made on fewer rows, or with a smaller K
@@ -30,9 +30,10 @@ def propose(found: Inspection, name: str, path: str | None) -> dict[str, Any]:
         path: the folder that holds it; None where it is found without.
     """
     num_rows = found.num_rows["train"]
-    batch_size = 20 if num_rows < SMALL else 50 if num_rows < MEDIUM else 100
-    batch_size = min(batch_size, num_rows)
-    epochs = min(max(math.ceil(UPDATES * batch_size / num_rows), SHORTEST), LONGEST)
+    batch_size = min(20 if num_rows < SMALL else 50 if num_rows < MEDIUM else 100, num_rows)
+    is_table = not found.shape and found.dim <= MOST_IN_ORDER
+    updates = UPDATES_IN_ORDER if is_table else UPDATES
+    epochs = min(max(math.ceil(updates * batch_size / num_rows), SHORTEST), LONGEST)
     keys: dict[str, Any] = {"name": name, "data.name": name}
     if path is not None:
         keys["data.path"] = path
@@ -40,10 +41,10 @@ def propose(found: Inspection, name: str, path: str | None) -> dict[str, Any]:
         keys["data.binarize"] = "dynamic"
     layers = _layers(num_rows, found.dim)
     keys["model.layers"] = layers
-    if not found.shape and found.dim <= MOST_IN_ORDER:
+    if is_table:
         keys["model.p_layer"] = ["ar-sbn"] + ["sbn"] * len(layers)
     keys |= {
-        "optim.lr": 1.0 if num_rows < SMALL else batch_size / 12.5,
+        "optim.lr": 1.0 if num_rows < SMALL else 4.0 if is_table else 8.0 * batch_size / 100,
         "optim.schedule": "cosine",
         "optim.epochs": epochs,
         "optim.batch_size": batch_size,
@@ -61,7 +62,7 @@ def propose(found: Inspection, name: str, path: str | None) -> dict[str, Any]:
 def _layers(num_rows: int, dim: int) -> list[int]:
     if num_rows < SMALL:
         return [150, 10]
-    return [200, 50] if dim <= 256 else [400, 200, 50]
+    return [200, 50] if dim <= 256 else [400, 200, 50]  # beyond, pictures: binarized MNIST's size
 
 
 def job_text(keys: dict[str, Any], heading: str) -> str:
