@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import Tensor, nn
 
+from rws_ray.core import kernels
 from rws_ray.core.streams import Stream
 
 
@@ -130,7 +131,7 @@ def add_moment(moment_II: Tensor, y_BKI: Tensor, weight_BK: Tensor, has_bias: bo
     y_NI = y_BKI.expand(*weight_BK.shape, -1).reshape(weight_BK.numel(), y_BKI.shape[2])
     if has_bias:
         y_NI = F.pad(y_NI, (0, 1), value=1.0)
-    moment_II.addmm_(y_NI.T, y_NI * weight_BK.reshape(-1, 1))
+    kernels.add_moment(y_NI, weight_BK.reshape(-1), moment_II)
 
 
 def shared_rows(y_BKI: Tensor, gradient_BKO: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,12 +9,15 @@ an example has K = 1.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import Tensor, nn
 
+from rws_ray.core import kernels
 from rws_ray.core.conditional import DEFAULT_SIZES, Layer, LinearMap, Observation, Sizes, glorot
-from rws_ray.core.products import add_product
+from rws_ray.core.kernels import log_prob as bernoulli_log_prob
+from rws_ray.core.kernels.plain import bernoulli
 from rws_ray.core.streams import Stream
+
+__all__ = ["BernoulliPrior", "SigmoidLayer", "bernoulli", "bernoulli_log_prob", "thresholds"]
 
 
 class SigmoidLayer(Layer):
@@ -38,14 +41,13 @@ class SigmoidLayer(Layer):
 
     def logits(self, y_BKI: Tensor) -> Tensor:
         """The logits a = y W + b, (B, K, O)."""
-        B, K, num_inputs = y_BKI.shape
-        return torch.addmm(self.bias, y_BKI.reshape(B * K, num_inputs), self.weight).view(B, K, len(self.bias))
+        return kernels.linear(y_BKI, self.weight, self.bias)
 
     def sample(self, y_BKI: Tensor, num_samples: int, stream: Stream) -> Observation:
         """Draw `num_samples` (K) states for each example; inputs with K = 1 are shared, their logits computed once."""
         logits = self.logits(y_BKI)
-        h_BKO = bernoulli(torch.sigmoid(logits), stream.uniform((logits.shape[0], num_samples, logits.shape[2])))
-        return Observation(y_BKI, h_BKO, logits, bernoulli_log_prob(h_BKO, logits))
+        h_BKO, log_prob_BK = kernels.draw(logits, num_samples, stream)
+        return Observation(y_BKI, h_BKO, logits, log_prob_BK)
 
     def observe(self, h_BKO: Tensor, y_BKI: Tensor) -> Observation:
         """The given units under given inputs; either may be shared by an example's samples (K = 1)."""
@@ -57,9 +59,7 @@ class SigmoidLayer(Layer):
         """Add −Σ weight · ∂ log p(h|y) to the parameters' `.grad` (as backward() of the weighted loss would)."""
         assert self.weight.grad is not None
         assert self.bias.grad is not None
-        y_NI, residual_NO = weighted_pairs(seen, weight_BK)
-        add_product(self.weight.grad, y_NI.T, residual_NO)
-        self.bias.grad.add_(residual_NO.sum(0))
+        kernels.add_gradient(seen.inputs, seen.units, seen.logits, weight_BK, self.weight.grad, self.bias.grad)
 
     def mean(self, y_BKI: Tensor, stream: Stream) -> Tensor:
         """E[h|y] = σ(logits)."""
@@ -72,16 +72,6 @@ class SigmoidLayer(Layer):
     def map_inputs(self, seen: Observation) -> list[Tensor]:
         """The layer's inputs."""
         return [seen.inputs]
-
-
-def weighted_pairs(seen: Observation, weight_BK: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows (N, I) and (N, O) whose product yᵀ r is the weighted loss gradient; r sums over K where y is shared."""
-    B, K = weight_BK.shape
-    residual = torch.sigmoid(seen.logits).sub(seen.units)
-    if seen.inputs.shape[1] == 1 and K > 1:
-        return seen.inputs[:, 0], torch.bmm(weight_BK.unsqueeze(1), residual.expand(B, K, -1))[:, 0]
-    residual_NO = residual.expand(B, K, -1).reshape(B * K, -1) * weight_BK.reshape(-1, 1)
-    return seen.inputs.reshape(B * K, -1), residual_NO
 
 
 class BernoulliPrior(Layer):
@@ -98,8 +88,9 @@ class BernoulliPrior(Layer):
 
     def sample(self, y_BKI: Tensor, num_samples: int, stream: Stream) -> Observation:
         """Draw states (B, K, H)."""
-        mean = torch.sigmoid(self.bias)
-        return self.observe(bernoulli(mean, stream.uniform((len(y_BKI), num_samples, len(mean)))), y_BKI)
+        logits = self.bias.view(1, 1, -1)
+        h_BKO, log_prob_BK = kernels.draw(logits.expand(len(y_BKI), 1, -1), num_samples, stream)
+        return Observation(y_BKI, h_BKO, logits, log_prob_BK)
 
     def observe(self, h_BKO: Tensor, y_BKI: Tensor) -> Observation:
         """The given top units."""
@@ -115,24 +106,9 @@ class BernoulliPrior(Layer):
         """Add −Σ weight · ∂ log p(h) to the bias's `.grad`."""
         assert self.bias.grad is not None
         ones = seen.units.new_ones(*seen.units.shape[:2], 0)
-        _, residual_NO = weighted_pairs(seen._replace(inputs=ones), weight_BK)
-        self.bias.grad.add_(residual_NO.sum(0))
-
-
-def bernoulli(mean: Tensor, uniform_BKO: Tensor) -> Tensor:
-    """Coins that fall on 1 with the given probabilities (broadcast), as 0.0 and 1.0 in their dtype."""
-    # Written over the uniform numbers: a comparison that goes by way of bools takes ten times as long.
-    return torch.lt(uniform_BKO, mean.detach(), out=uniform_BKO).to(mean.dtype)
+        kernels.add_gradient(ones, seen.units, seen.logits, weight_BK, None, self.bias.grad)
 
 
 def thresholds(uniform_BKO: Tensor, dtype: torch.dtype) -> Tensor:
     """What each logit must exceed for its unit to be on, (O, N) with N = B K: `bernoulli`, for units drawn in turn."""
     return torch.logit(uniform_BKO.to(dtype)).flatten(0, 1).T.contiguous()
-
-
-def bernoulli_log_prob(h_BKO: Tensor, logits_BKO: Tensor) -> Tensor:
-    """Σ_i (h_i a_i − softplus(a_i)), (B, K) nats: the Bernoulli log-probability on logits, finite for every logit.
-
-    The difference is taken unit by unit: two sums in the thousands would cancel to a few digits in float32.
-    """
-    return (h_BKO * logits_BKO).sub_(F.softplus(logits_BKO)).sum(-1)

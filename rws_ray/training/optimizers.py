@@ -18,6 +18,7 @@ from rws_ray.training.flat import FlatLayout
 MOMENTUM = 0.95
 MOMENT_EVERY = 10  # steps between updates of natural's input moments
 REFRESH_EVERY = 50  # steps between refreshes of its preconditioner
+RANK = 32  # eigenvectors of the input moments that its preconditioner keeps
 MOMENT_MEMORY = 100  # moment updates that the running mean spans
 
 
@@ -73,14 +74,23 @@ class Natural(Momentum):
 
     Each layer is a weighted logistic regression on observed inputs, so the input side of its curvature is
     A = E[ỹ ỹᵀ], ỹ the input with a 1 appended. The gradient of the layer (weights with the bias as last row) becomes
-    λ (A + λI)⁻¹ G. A is a running mean, updated every 10 steps; the inverse is refreshed every 50.
+    λ (A + λI)⁻¹ G, where A keeps its leading eigenvectors U and is taken as even, with its mean, on the rest:
+
+        λ (A + λI)⁻¹ ≈ c (I − U diag(g) Uᵀ),   c = λ / (rest + λ),   g_r = 1 − λ / (a_r + λ) / c
+
+    A is a running mean, updated every 10 steps; U follows it by one orthogonal iteration every 50.
     """
 
     def __init__(self, layout: FlatLayout, theta: Tensor, damping: float):
         super().__init__(layout, theta)
         self.damping = damping
-        size = layout.length - layout.num_summed
-        self.state |= {"moments": theta.new_zeros(size), "preconditioner": theta.new_zeros(size)}
+        self.ranks = [min(RANK, size) for size in layout.moment_sizes]
+        sizes = [size * rank for size, rank in zip(layout.moment_sizes, self.ranks, strict=True)]
+        self.state |= {
+            "moments": theta.new_zeros(layout.length - layout.num_summed),
+            "bases": theta.new_zeros(sum(sizes)),
+            "gains": theta.new_zeros(sum(self.ranks) + len(self.ranks)),
+        }
 
     def wants_moments(self, step: int) -> bool:
         """Whether this step's batch is to bring its input moments."""
@@ -91,24 +101,53 @@ class Natural(Momentum):
         count = step // MOMENT_EVERY
         self.state["moments"].lerp_(moments, max(1 / (count + 1), 1 / MOMENT_MEMORY))
         if step % REFRESH_EVERY == 0:
-            layers = zip(self._squares("moments"), self._squares("preconditioner"), strict=True)
-            for moment_II, inverse_II in layers:
-                damped = moment_II + self.damping * torch.eye(len(moment_II), device=moment_II.device)
-                inverse_II.copy_(torch.cholesky_inverse(torch.linalg.cholesky(damped)).mul_(self.damping))
+            squares = self.layout.squares(self.state["moments"])
+            for moment_II, (basis_IR, gain_R, rest) in zip(squares, self._factors(), strict=True):
+                values_R, vectors_IR = leading_eigenvectors(moment_II, basis_IR, is_first=step == 0)
+                others = len(moment_II) - len(values_R)
+                left = (moment_II.trace() - values_R.sum()).clamp(min=0) / others if others else values_R.new_zeros(())
+                rest.copy_(self.damping / (left + self.damping))
+                basis_IR.copy_(vectors_IR)
+                gain_R.copy_(1 - self.damping / (values_R + self.damping) / rest)
 
     def update(self, theta: Tensor, gradient: Tensor, rates: Rates, step: int) -> None:
         """Move θ in place along the preconditioned gradient."""
-        matrices, inverses = self.layout.matrices(gradient), self._squares("preconditioner")
-        for each, matrix_IO, inverse_II in zip(self.layout.maps, matrices, inverses, strict=True):
-            matrix_IO.copy_(product(inverse_II, matrix_IO))
+        matrices = self.layout.matrices(gradient)
+        for each, matrix_IO, (basis_IR, gain_R, rest) in zip(self.layout.maps, matrices, self._factors(), strict=True):
+            leading_RO = product(basis_IR.T, matrix_IO).mul_(gain_R.unsqueeze(1))
+            matrix_IO.sub_(product(basis_IR, leading_RO)).mul_(rest)
             if each.mask is not None:
                 matrix_IO[: len(each.mask)].mul_(each.mask)
         for place in self.layout.others:
             gradient[place].mul_(self.damping / (1 + self.damping))  # their only input is 1, so A = 1
         super().update(theta, gradient, rates, step)
 
-    def _squares(self, name: str) -> list[Tensor]:
-        return self.layout.squares(self.state[name])
+    def _factors(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Each layer's U (I + 1, R), g (R,) and c (a scalar), as views of the state."""
+        sizes = [size * rank for size, rank in zip(self.layout.moment_sizes, self.ranks, strict=True)]
+        bases = self.state["bases"].split(sizes)
+        gains = self.state["gains"].split([rank + 1 for rank in self.ranks])
+        return [
+            (basis.view(-1, rank), gain[:-1], gain[-1])
+            for basis, gain, rank in zip(bases, gains, self.ranks, strict=True)
+        ]
+
+
+def leading_eigenvectors(moment_II: Tensor, basis_IR: Tensor, is_first: bool) -> tuple[Tensor, Tensor]:
+    """The largest eigenvalues of a moment matrix (R,), ascending, and their vectors (I, R).
+
+    Args:
+        moment_II: symmetric, positive semi-definite.
+        basis_IR: what was found before for a matrix near this one; one orthogonal iteration leads on from it.
+        is_first: nothing was found before.
+    """
+    rank = basis_IR.shape[1]
+    if is_first or rank == len(moment_II):
+        values, vectors = torch.linalg.eigh(moment_II)
+        return values[-rank:].clamp(min=0), vectors[:, -rank:]
+    ahead_IR = torch.linalg.qr(moment_II @ basis_IR).Q
+    values, turn_RR = torch.linalg.eigh(ahead_IR.T @ moment_II @ ahead_IR)
+    return values.clamp(min=0), ahead_IR @ turn_RR
 
 
 Optimizer = Adam | Momentum | Natural

@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numba
 import torch
 from tiny import tiny_dataset
 
@@ -45,6 +46,7 @@ def platform() -> dict[str, str]:
     found = dict(re.findall(r"(?m)^(vendor_id|cpu family|model)\s*: (.*)$", _cpuinfo()))
     return {
         "torch": torch.__version__,
+        "numba": numba.__version__,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cpu": " ".join(found.get(key, "?") for key in ("vendor_id", "cpu family", "model")),
     }

@@ -10,9 +10,10 @@ from rws_ray.core.estimators import Estimator, add_rws_gradients
 from rws_ray.core.machine import HelmholtzMachine
 from rws_ray.core.streams import Stream, generator
 from rws_ray.errors import RunError
+from rws_ray.training import optimizers
 from rws_ray.training.batches import Epochs, Examples, independent_nll, smoothed_means
 from rws_ray.training.flat import FlatLayout
-from rws_ray.training.optimizers import Adam, Momentum, Natural, Rates, scheduled
+from rws_ray.training.optimizers import Adam, Momentum, Natural, Rates, leading_eigenvectors, scheduled
 from rws_ray.training.reduction import Group
 from rws_ray.training.update import Updater, training_num_samples
 
@@ -120,6 +121,40 @@ def test_natural_preconditions_each_layer_by_its_input_moment():
     ours.add_moments(moments, 0)
     ours.update(theta, gradient.clone(), Rates(1.0, 1.0), 0)
     torch.testing.assert_close(theta, -0.05 * expected, rtol=1e-4, atol=1e-6)
+
+
+def test_leading_eigenvectors_follow_a_moment_matrix_that_changes_little():
+    draws = torch.Generator().manual_seed(0)
+    inputs = torch.randn(500, 60, generator=draws) * torch.linspace(3, 0.1, 60)
+    first = inputs.T @ inputs / 500
+    changed = first + 0.01 * torch.diag(torch.rand(60, generator=draws))
+    _, basis = leading_eigenvectors(first, torch.zeros(60, 8), is_first=True)
+    values, vectors = leading_eigenvectors(changed, basis, is_first=False)
+    exact = torch.linalg.eigvalsh(changed.double())[-8:]
+    torch.testing.assert_close(values.double(), exact, rtol=1e-3, atol=0)
+    torch.testing.assert_close(vectors.T @ vectors, torch.eye(8), rtol=0, atol=1e-5)
+
+
+def test_natural_shrinks_by_the_mean_what_its_leading_eigenvectors_leave(monkeypatch):
+    monkeypatch.setattr(optimizers, "RANK", 3)
+    flat, damping = layout(), 0.3
+    moments = torch.zeros(flat.length - flat.num_parameters)
+    for square in flat.squares(moments):
+        # Few directions stand out, the others are alike: then the preconditioner is exact.
+        spectrum = torch.full((len(square),), 0.2)
+        spectrum[:3] = torch.tensor([5.0, 3.0, 1.0])[: len(square)]
+        turn = torch.linalg.qr(torch.randn(len(square), len(square), generator=torch.Generator().manual_seed(1))).Q
+        square.copy_(turn @ torch.diag(spectrum) @ turn.T)
+    gradient = torch.randn(flat.num_parameters, generator=torch.Generator().manual_seed(2))
+    expected = gradient.clone()
+    for matrix, moment in zip(flat.matrices(expected), flat.squares(moments), strict=True):
+        matrix.copy_(damping * torch.linalg.solve(moment + damping * torch.eye(len(moment)), matrix.clone()))
+    ours = Natural(flat, torch.zeros(flat.num_parameters), damping)
+    ours.add_moments(moments, 0)
+    theta = torch.zeros(flat.num_parameters)
+    ours.update(theta, gradient.clone(), Rates(1.0, 1.0), 0)
+    for found, exact in zip(flat.matrices(theta), flat.matrices(expected), strict=True):
+        torch.testing.assert_close(found, -0.05 * exact, rtol=1e-4, atol=1e-6)
 
 
 def test_the_layers_matrices_are_their_weights_with_the_bias_as_last_row():

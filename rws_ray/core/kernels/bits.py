@@ -1,0 +1,194 @@
+"""Products of a matrix of bits with a matrix of floats, by tables of partial sums (the method of four Russians).
+
+Units are bits, so y W is a sum of rows of W. Five inputs at a time, the 32 sums that their bits can choose are made
+once and looked up for every row of y: one addition in place of five multiplications and additions. In float32 this
+passes a core's matrix-product rate two to three times, and each sum is made in an order that depends on its place
+alone, never on how many rows there are.
+Suffixes: R rows of bits, C bits in a row, O columns of floats.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from rws_ray.core.kernels.jit import compiled
+
+GROUP = 5  # bits that choose one of a table's sums
+TABLES = 8  # tables at a time: their codes fill one 64-bit word, the tables half of a first-level cache
+BLOCK = GROUP * TABLES  # bits in a word
+LANES = 16  # columns at a time
+_SUMS = 1 << GROUP
+_ROW = 4 * LANES  # bytes of one sum
+_TABLE = _SUMS * _ROW
+_TABLES_SIZE = TABLES * _SUMS * LANES
+_VECTOR = ir.VectorType(ir.FloatType(), LANES)
+_WORD = ir.IntType(64)
+_SHIFTS = np.array([8 * (place // GROUP) + place % GROUP for place in range(BLOCK)], np.uint64)  # of a bit in its word
+
+
+def _at(builder: Any, address: Any, alignment: int = 4) -> tuple[Any, Any]:
+    pointer = builder.inttoptr(address, _VECTOR.as_pointer())
+    return builder.load(pointer, align=alignment), pointer
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _make_table(typing: Any, table: Any, source: Any, stride: Any) -> Any:
+    """All sums of subsets of GROUP rows, `stride` bytes apart from `source` on, LANES columns wide, by their code."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        table, source, stride = arguments
+        sums = [ir.Constant(_VECTOR, [0.0] * LANES)]
+        for _ in range(GROUP):
+            row = _at(builder, source)[0]
+            sums += [row, *(builder.fadd(each, row) for each in sums[1:])]
+            source = builder.add(source, stride)
+        for place, each in enumerate(sums):
+            address = builder.add(table, ir.Constant(_WORD, place * _ROW))
+            builder.store(each, builder.inttoptr(address, _VECTOR.as_pointer()), align=64)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, types.intp), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _copy(typing: Any, target: Any, source: Any) -> Any:
+    """LANES floats."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        target, source = arguments
+        builder.store(_at(builder, source)[0], builder.inttoptr(target, _VECTOR.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _look_up(typing: Any, total: Any, tables: Any, word: Any) -> Any:
+    """Add to the LANES floats at `total` the sum that each of the word's codes chooses from its table."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        total, tables, word = arguments
+        sums = []
+        for table in range(TABLES):
+            shift = 8 * table - 6  # a code times the 64 bytes of a sum is its place in the table
+            amount = ir.Constant(_WORD, abs(shift))
+            moved = builder.lshr(word, amount) if shift > 0 else builder.shl(word, amount)
+            place = builder.add(builder.and_(moved, ir.Constant(_WORD, (_SUMS - 1) << 6)), tables)
+            address = builder.add(place, ir.Constant(_WORD, table * _TABLE))
+            sums.append(_at(builder, address, 64)[0])
+        while len(sums) > 1:
+            sums = [builder.fadd(*sums[pair : pair + 2]) for pair in range(0, len(sums), 2)]
+        old, pointer = _at(builder, total)
+        builder.store(builder.fadd(old, sums[0]), pointer, align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, types.uint64), code
+
+
+@compiled
+def pack_rows(y_RC, words):  # type: ignore[no-untyped-def]
+    """Codes of each row, words (⌈C / 40⌉, R) uint64; False where y holds anything but 0 and 1."""
+    R, C = y_RC.shape
+    strays = 0
+    whole = C // BLOCK
+    for r in range(R):
+        for block in range(whole):
+            word = np.uint64(0)
+            first = block * BLOCK
+            for place in range(BLOCK):
+                value = y_RC[r, first + place]
+                is_one = value == np.float32(1)
+                strays += (value != np.float32(0)) & ~is_one
+                word |= np.uint64(is_one) << _SHIFTS[place]
+            words[block, r] = word
+        if whole < words.shape[0]:
+            word = np.uint64(0)
+            for place in range(C - whole * BLOCK):
+                value = y_RC[r, whole * BLOCK + place]
+                is_one = value == np.float32(1)
+                strays += (value != np.float32(0)) & ~is_one
+                word |= np.uint64(is_one) << _SHIFTS[place]
+            words[whole, r] = word
+    return strays == 0
+
+
+@compiled
+def pack_columns(y_CR, words):  # type: ignore[no-untyped-def]
+    """Codes of each column: the transpose's rows; words (⌈C / 40⌉, R) uint64; False where y is not all bits."""
+    C, R = y_CR.shape
+    stray = np.int32(0)
+    words[:] = np.uint64(0)
+    for c in range(C):
+        block, place = c // BLOCK, c % BLOCK
+        shift = np.uint64(8 * (place // GROUP) + place % GROUP)
+        for r in range(R):
+            value = y_CR[c, r]
+            is_one = value == np.float32(1)
+            stray |= np.int32((value != np.float32(0)) & ~is_one)
+            words[block, r] |= np.uint64(is_one) << shift
+    return stray == 0
+
+
+@compiled
+def _make_tables(f_CO, first, column, tables, rows):  # type: ignore[no-untyped-def]
+    """The tables of a block of rows of f, from `first` on, at LANES columns; what lies beyond f counts as zeros."""
+    C, O = f_CO.shape
+    for table in range(TABLES):
+        c = first + table * GROUP
+        source, stride = f_CO.ctypes.data + (c * O + column) * 4, O * 4
+        # Lanes beyond a row's end hold the next row's floats, which nobody reads; beyond the last row there are none.
+        if c + GROUP > C or (c + GROUP == C and column + LANES > O):
+            rows[:] = np.float32(0)
+            for bit in range(min(GROUP, C - c)):
+                for lane in range(min(LANES, O - column)):
+                    rows[bit * LANES + lane] = f_CO[c + bit, column + lane]
+            source, stride = rows.ctypes.data, _ROW
+        _make_table(tables.ctypes.data + table * _TABLE, source, stride)
+
+
+@compiled
+def product(words, f_CO, bias_O, out_RO, is_added, scratch):  # type: ignore[no-untyped-def]
+    """out = bits · f + bias, or out += bits · f.
+
+    Args:
+        words: (⌈C / 40⌉, R), of pack_rows or pack_columns.
+        f_CO: float32, contiguous.
+        bias_O: (O,); read only where nothing is added to.
+        out_RO: float32, contiguous.
+        scratch: scratch_size(R) float32, on a 64-byte boundary.
+    """
+    blocks, R = words.shape
+    O = f_CO.shape[1]
+    tables, rest = scratch[:_TABLES_SIZE], scratch[_TABLES_SIZE:]
+    rows, totals = rest[: GROUP * LANES], rest[GROUP * LANES :]
+    for column in range(0, O, LANES):
+        width = min(LANES, O - column)
+        # A last tile that is narrower than a vector is summed aside.
+        target, stride = out_RO.ctypes.data + column * 4, O * 4
+        if width < LANES:
+            target, stride = totals.ctypes.data, _ROW
+        if width < LANES or not is_added:
+            rows[:LANES] = np.float32(0)
+            if not is_added:
+                rows[:width] = bias_O[column : column + width]
+            for r in range(R):
+                _copy(target + r * stride, rows.ctypes.data)
+        for block in range(blocks):
+            _make_tables(f_CO, block * BLOCK, column, tables, rows)
+            for r in range(R):
+                _look_up(target + r * stride, tables.ctypes.data, words[block, r])
+        if width < LANES:
+            for r in range(R):
+                for lane in range(width):
+                    before = out_RO[r, column + lane] if is_added else np.float32(0)
+                    out_RO[r, column + lane] = before + totals[r * LANES + lane]
+
+
+def scratch_size(rows: int) -> int:
+    """Floats that a product of so many rows needs beside its operands."""
+    return _TABLES_SIZE + (GROUP + rows) * LANES

@@ -1,0 +1,63 @@
+"""The inner loops of sigmoid layers in torch's own operations: any precision, any device, any graph.
+
+See the package for what each computes.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (its usual name)
+from torch import Tensor
+
+from rws_ray.core.products import add_product
+from rws_ray.core.streams import Stream
+
+
+def linear(y_BKI: Tensor, weight_IO: Tensor, bias_O: Tensor) -> Tensor:
+    """As kernels.linear."""
+    B, K, num_inputs = y_BKI.shape
+    return torch.addmm(bias_O, y_BKI.reshape(B * K, num_inputs), weight_IO).view(B, K, len(bias_O))
+
+
+def draw(logits_BKO: Tensor, num_samples: int, stream: Stream) -> tuple[Tensor, Tensor]:
+    """As kernels.draw."""
+    uniform_BKO = stream.uniform((logits_BKO.shape[0], num_samples, logits_BKO.shape[2]))
+    h_BKO = bernoulli(torch.sigmoid(logits_BKO), uniform_BKO)
+    return h_BKO, log_prob(h_BKO, logits_BKO)
+
+
+def bernoulli(mean: Tensor, uniform_BKO: Tensor) -> Tensor:
+    """Coins that fall on 1 with the given probabilities (broadcast), as 0.0 and 1.0 in their dtype."""
+    # Written over the uniform numbers: a comparison that goes by way of bools takes ten times as long.
+    return torch.lt(uniform_BKO, mean.detach(), out=uniform_BKO).to(mean.dtype)
+
+
+def log_prob(h_BKO: Tensor, logits_BKO: Tensor) -> Tensor:
+    """As kernels.log_prob.
+
+    The difference is taken unit by unit: two sums in the thousands would cancel to a few digits in float32.
+    """
+    return (h_BKO * logits_BKO).sub_(F.softplus(logits_BKO)).sum(-1)
+
+
+def add_gradient(
+    inputs: Tensor, units: Tensor, logits: Tensor, weight_BK: Tensor, weight_grad: Tensor | None, bias_grad: Tensor
+) -> None:
+    """As kernels.add_gradient."""
+    B, K = weight_BK.shape
+    residual = torch.sigmoid(logits).sub(units)
+    if inputs.shape[1] == 1 and K > 1:
+        # Inputs that an example's samples share: their residuals are summed first.
+        y_NI = inputs[:, 0]
+        residual_NO = torch.bmm(weight_BK.unsqueeze(1), residual.expand(B, K, -1))[:, 0]
+    else:
+        y_NI = inputs.reshape(B * K, -1)
+        residual_NO = residual.expand(B, K, -1).reshape(B * K, -1) * weight_BK.reshape(-1, 1)
+    if weight_grad is not None:
+        add_product(weight_grad, y_NI.T, residual_NO)
+    bias_grad.add_(residual_NO.sum(0))
+
+
+def add_moment(y_NI: Tensor, weight_N: Tensor, moment_II: Tensor) -> None:
+    """As kernels.add_moment."""
+    moment_II.addmm_(y_NI.T, y_NI * weight_N.unsqueeze(1))
