@@ -17,14 +17,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from benchmarks.machine import Timing, in_turn, machine
+from benchmarks.workers import in_workers
 from rws_ray.config import Job, make_job, unflatten
 from rws_ray.core.machine import HelmholtzMachine
 from rws_ray.data import Dataset, make_split
@@ -89,25 +88,6 @@ def measure(group: Group, optimizer: str, rounds: int, calls: int) -> dict[str, 
     return {name: Cost(*map(statistics.median, zip(*each, strict=True))) for name, each in found.items()}
 
 
-def in_workers(size: int, *arguments: Any) -> dict[str, Cost]:
-    """The same on so many workers: rank 0's costs."""
-    if size == 1:
-        return measure(Group(), *arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_member, (size, folder, arguments), nprocs=size)
-        found = json.loads((Path(folder) / "costs.json").read_text())
-    return {name: Cost(*each) for name, each in found.items()}
-
-
-def _member(rank: int, size: int, folder: str, arguments: tuple[Any, ...]) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size)
-    found = measure(Group(rank, size), *arguments)
-    if rank == 0:
-        (Path(folder) / "costs.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
-
-
 def measure_checkpoint(optimizer: str, rounds: int) -> tuple[Timing, float]:
     """Seconds of a checkpoint on the local disk, synced, and its MiB."""
     with tempfile.TemporaryDirectory() as folder:
@@ -134,7 +114,8 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = []
     for size in asked.workers:
-        costs = in_workers(size, asked.optimizer, asked.rounds, asked.calls)
+        found = in_workers(size, measure, asked.optimizer, asked.rounds, asked.calls)
+        costs = {name: Cost(*each) for name, each in found.items()}
         fast = costs["fast"]
         for name, each in costs.items():
             over = {"wall_over_fast": each.wall / fast.wall - 1, "cpu_over_fast": each.cpu / fast.cpu - 1}
