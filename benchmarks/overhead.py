@@ -8,6 +8,7 @@ for as many steps. Estimates of the NLL are work that was asked for and are show
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import statistics
@@ -64,7 +65,7 @@ def served(job: Job) -> dict[str, Any]:
     return {
         "start": passed[0] - updates[1],
         "epochs": passed[1:],  # the first has the start in it
-        "updates": [later - before for before, later in zip(updates[1:], updates[2:], strict=False)],
+        "updates": [later - before for before, later in itertools.pairwise(updates[1:])],
         "estimates": estimates,
     }
 
