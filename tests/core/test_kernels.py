@@ -43,6 +43,20 @@ def test_operands_may_lie_anywhere_in_memory(offset):
     torch.testing.assert_close(fused.linear(y, weight, torch.zeros(30)).double(), exact, rtol=0, atol=2e-5)
 
 
+def test_operands_may_have_any_strides():
+    y, weight, total = coin_rows(50, 8).T, normal(30, 50).T, normal(30, 50).T
+    exact = y.double() @ weight.double()
+    found = fused.linear(y.unsqueeze(1), weight, torch.zeros(30))[:, 0]
+    torch.testing.assert_close(found.double(), exact, rtol=0, atol=2e-5)
+    residual, expected = normal(30, 8).T, total.double().clone()
+    plain.add_moment(y.double(), torch.ones(8).double(), moment := torch.zeros(50, 50).double())
+    fused.add_moment(y, torch.ones(8), found := torch.zeros(50, 50))
+    torch.testing.assert_close(found.double(), moment, rtol=0, atol=2e-5)
+    fused._add_product(total, y, residual)
+    expected += y.double().T @ residual.double()
+    torch.testing.assert_close(total.double(), expected, rtol=0, atol=2e-5)
+
+
 def test_a_row_of_logits_has_the_same_bits_whatever_rows_stand_beside_it():
     y, weight, bias = coin_rows(200, 1, 133), normal(133, 75), normal(75)
     together = fused.linear(y, weight, bias)

@@ -22,7 +22,7 @@ def linear(y_BKI: Tensor, weight_IO: Tensor, bias_O: Tensor) -> Tensor:
     if not bits.pack_rows(y_NI.numpy(), words):
         return torch.addmm(bias_O, y_NI, weight_IO).view(B, K, len(bias_O))
     logits = torch.empty(B, K, len(bias_O))
-    weight, bias = weight_IO.detach().numpy(), bias_O.detach().numpy()
+    weight, bias = (each.detach().contiguous().numpy() for each in (weight_IO, bias_O))
     bits.product(words, weight, bias, logits.view(B * K, len(bias_O)).numpy(), False, _scratch(B * K))
     return logits
 
@@ -64,9 +64,9 @@ def _add_product(total_IO: Tensor, y_NI: Tensor, f_NO: Tensor) -> None:
     """Add yᵀ f to `total_IO`."""
     N, num_inputs = y_NI.shape
     words = _words(N, num_inputs)
-    if bits.pack_columns(y_NI.numpy(), words):
-        total = total_IO.numpy()
-        bits.product(words, f_NO.numpy(), total[0, :0], total, True, _scratch(num_inputs))
+    if total_IO.is_contiguous() and bits.pack_columns(y_NI.numpy(), words):
+        total, no_bias = total_IO.numpy(), np.empty(0, np.float32)
+        bits.product(words, f_NO.contiguous().numpy(), no_bias, total, True, _scratch(num_inputs))
     else:
         total_IO.addmm_(y_NI.T, f_NO)
 
