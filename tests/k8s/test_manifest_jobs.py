@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import pytest
 import yaml
-from conftest import container_of, resolved
 from heads import BIN, Head, lose, ray_head
 from manifests import ROOT, Object, find, render
+from servers import container_of, resolved
 
 pytestmark = pytest.mark.long
 SMALL = ["--eval.every", "1", "--eval.num_samples", "5", "--eval.final_num_samples", "5", "--optim.epochs", "2"]

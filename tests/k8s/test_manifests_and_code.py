@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import container_of
 from dockerfiles import copied, stages
 from manifests import ROOT, Object, autoscalers, containers, environment, find, platform, pods
+from servers import container_of
 
 from rws_ray.config import load_job
 from rws_ray.evaluate import parser

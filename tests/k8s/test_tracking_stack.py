@@ -9,8 +9,8 @@ from contextlib import closing
 from urllib.parse import urlsplit
 
 import pytest
-from conftest import Stack, container_of
 from manifests import environment, platform, render
+from servers import Stack, container_of
 
 pytestmark = pytest.mark.long
 SEARCH = "/api/2.0/mlflow/registered-models/search"
