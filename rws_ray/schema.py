@@ -145,7 +145,7 @@ class ScaleConfig(Section):
     )
     use_gpu: bool = Field(False, description="one GPU for each worker")
     threads_per_worker: int = Field(1, ge=1, description="CPU threads for each worker")
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="factors of the gradients' products")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="factors of dense products of gradients")
     micro_shards: int = Field(4, ge=1, description="fixed parts of a batch, summed in order whoever holds them")
     checkpoint_steps: int = Field(0, ge=0, description="steps between checkpoints beside those at reports; 0: off")
     storage: str | None = Field(None, description="of checkpoints: folder or s3://bucket/prefix (default: the run)")

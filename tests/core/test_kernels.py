@@ -64,6 +64,15 @@ def test_a_row_of_logits_has_the_same_bits_whatever_rows_stand_beside_it():
     assert torch.equal(together, alone)
 
 
+@pytest.mark.parametrize("outputs", [75, 10, 160])
+def test_the_number_of_threads_leaves_no_trace_in_the_bits(outputs, monkeypatch):
+    monkeypatch.setattr(fused, "THREAD_WORK", 1)
+    y, weight, bias = coin_rows(30, 1, 90), normal(90, outputs), normal(outputs)
+    alone = fused.linear(y, weight, bias)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert torch.equal(fused.linear(y, weight, bias), alone)
+
+
 def test_inputs_that_are_not_bits_take_the_ordinary_product():
     y, weight, bias = normal(6, 2, 45), normal(45, 20), normal(20)
     torch.testing.assert_close(fused.linear(y, weight, bias), plain.linear(y, weight, bias))

@@ -152,7 +152,7 @@ def _make_tables(f_CO, first, column, tables, rows):  # type: ignore[no-untyped-
 
 
 @compiled
-def product(words, f_CO, bias_O, out_RO, is_added, scratch):  # type: ignore[no-untyped-def]
+def product(words, f_CO, bias_O, out_RO, is_added, scratch, begin, end):  # type: ignore[no-untyped-def]
     """out = bits · f + bias, or out += bits · f.
 
     Args:
@@ -161,12 +161,13 @@ def product(words, f_CO, bias_O, out_RO, is_added, scratch):  # type: ignore[no-
         bias_O: (O,); read only where nothing is added to.
         out_RO: float32, contiguous.
         scratch: scratch_size(R) float32, on a 64-byte boundary.
+        begin, end: the columns to fill, begin a multiple of LANES.
     """
     blocks, R = words.shape
     O = f_CO.shape[1]
     tables, rest = scratch[:_TABLES_SIZE], scratch[_TABLES_SIZE:]
     rows, totals = rest[: GROUP * LANES], rest[GROUP * LANES :]
-    for column in range(0, O, LANES):
+    for column in range(begin, end, LANES):
         width = min(LANES, O - column)
         # A last tile that is narrower than a vector is summed aside.
         target, stride = out_RO.ctypes.data + column * 4, O * 4

@@ -6,12 +6,19 @@ not all 0 and 1 (a real-valued layer's) take torch's product.
 
 from __future__ import annotations
 
+import functools
+import itertools
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from rws_ray.core.kernels import bits, coins
 from rws_ray.core.streams import Stream
+
+THREAD_WORK = 10_000_000  # multiplications of a dense product: a smaller one is not worth waking a thread for
 
 
 def linear(y_BKI: Tensor, weight_IO: Tensor, bias_O: Tensor) -> Tensor:
@@ -23,7 +30,7 @@ def linear(y_BKI: Tensor, weight_IO: Tensor, bias_O: Tensor) -> Tensor:
         return torch.addmm(bias_O, y_NI, weight_IO).view(B, K, len(bias_O))
     logits = torch.empty(B, K, len(bias_O))
     weight, bias = (each.detach().contiguous().numpy() for each in (weight_IO, bias_O))
-    bits.product(words, weight, bias, logits.view(B * K, len(bias_O)).numpy(), False, _scratch(B * K))
+    _product(words, weight, bias, logits.view(B * K, len(bias_O)).numpy(), is_added=False)
     return logits
 
 
@@ -66,9 +73,27 @@ def _add_product(total_IO: Tensor, y_NI: Tensor, f_NO: Tensor) -> None:
     words = _words(N, num_inputs)
     if total_IO.is_contiguous() and bits.pack_columns(y_NI.numpy(), words):
         total, no_bias = total_IO.numpy(), np.empty(0, np.float32)
-        bits.product(words, f_NO.contiguous().numpy(), no_bias, total, True, _scratch(num_inputs))
+        _product(words, f_NO.contiguous().numpy(), no_bias, total, is_added=True)
     else:
         total_IO.addmm_(y_NI.T, f_NO)
+
+
+def _product(words: np.ndarray, f_CO: np.ndarray, bias_O: np.ndarray, out_RO: np.ndarray, is_added: bool) -> None:
+    """As bits.product, its columns shared among as many threads as torch has: each column's bits stay the same."""
+    R, O = out_RO.shape
+    num_parts = min(torch.get_num_threads(), R * f_CO.size // THREAD_WORK + 1, -(-O // bits.LANES))
+    ends = [min(O, bits.LANES * round(O / bits.LANES * part / num_parts)) for part in range(num_parts)] + [O]
+    parts = [(_scratch(R), begin, end) for begin, end in itertools.pairwise(ends)]
+    # The others start first; this thread takes the last part.
+    others = [_threads().submit(bits.product, words, f_CO, bias_O, out_RO, is_added, *part) for part in parts[:-1]]
+    bits.product(words, f_CO, bias_O, out_RO, is_added, *parts[-1])
+    for each in others:
+        each.result()
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), "products")
 
 
 def _rows(values: Tensor) -> np.ndarray:
