@@ -8,7 +8,7 @@ Suffixes: B batch, K samples per example, N = B K, I input units, O output units
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -113,7 +113,7 @@ class NadeLayer(Layer):
         return [self.context.linear_map(), self.recurrent.linear_map(), self.readout.linear_map()]
 
     @torch.no_grad()
-    def add_input_moments(self, seen: Observation, weight_BK: Tensor, moments: list[Tensor]) -> None:  # type: ignore[override]
+    def add_input_moments(self, seen: Observation, weight_BK: Tensor, moments: Sequence[Tensor]) -> None:
         """Inputs are y, the units, and the hidden states of units spread evenly over the layer."""
         if not moments:
             return
