@@ -2,7 +2,8 @@
 
 Small sets take small batches and short strides, for they are soon learned by heart; large ones longer strides, over a
 cosine schedule. Units that form a picture get a sigmoid belief network. Columns of a table often exclude each other
-(one-hot), which latent units are slow to learn: there each visible unit also sees those before it (ar-sbn).
+(one-hot), which latent units are slow to learn: there each visible unit also sees those before it (ar-sbn), where there
+are rows enough for its weights.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def propose(found: Inspection, name: str, path: str | None) -> dict[str, Any]:
     """
     num_rows = found.num_rows["train"]
     batch_size = min(20 if num_rows < SMALL else 50 if num_rows < MEDIUM else 100, num_rows)
-    is_table = not found.shape and found.dim <= MOST_IN_ORDER
+    is_table = num_rows >= SMALL and not found.shape and found.dim <= MOST_IN_ORDER
     updates = UPDATES_IN_ORDER if is_table else UPDATES
     epochs = min(max(math.ceil(updates * batch_size / num_rows), SHORTEST), LONGEST)
     keys: dict[str, Any] = {"name": name, "data.name": name}
