@@ -3,7 +3,7 @@
     python -m benchmarks.overhead jobs/mnist.toml --data.path DATA --optim.epochs 3 --json
 
 Runs the job as `rws_ray.train` does, in a fresh folder, on a local cluster; then its updates alone, in as many workers,
-for as many steps. Estimates of the NLL are work that was asked for and are shown apart.
+for as many steps; a report each epoch. Estimates of the NLL are work that was asked for and are shown apart.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rws_ray.command import parse_job
 from rws_ray.config import Job, make_job
 from rws_ray.core.products import factors
 from rws_ray.data import open_dataset
-from rws_ray.errors import run_command
+from rws_ray.errors import ConfigError, run_command
 from rws_ray.report.terminal import table
 from rws_ray.training.batches import Examples
 from rws_ray.training.initial import new_machine
@@ -75,8 +75,10 @@ def main(arguments: list[str]) -> None:
     if "--help" in arguments:
         print(__doc__)
         return
-    parsed = parse_job(arguments)
+    parsed = parse_job([*arguments, "--eval.every", "1"])
     job = parsed.job
+    if job.optim.epochs < 2:
+        raise ConfigError("optim.epochs: two are needed at least; the first has the start in it.")
     with tempfile.TemporaryDirectory() as home:
         os.environ["RWS_HOME"] = home
         found = served(job)
