@@ -88,7 +88,7 @@ def layer_dreams(
     scale = max(np.abs(each).max() for each in values) or 1.0
     text = (
         f"Mean of x over {count(num_dreams)} dreams with the unit on, less that with it off; the rest of its layer is "
-        f"drawn from p. Of each layer the units with the largest effect, largest first. Black is +{scale:.2f}, "
+        f"drawn from p. Of each layer's most varied units those of the largest effect. Black is +{scale:.2f}, "
         f"mid-grey 0, white −{scale:.2f}."
     )
     named = [
