@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,11 @@ def shoot(run: Run, pid: int, number: int = signal.SIGKILL) -> tuple[dict[str, A
 def child(run: Run, name: str) -> int:
     """The pid of a process of Ray's below the command, by a part of its title."""
     assert run.process is not None
-    found = [each.pid for each in psutil.Process(run.process.pid).children(recursive=True)
-             if any(name in word for word in each.cmdline())]  # fmt: skip
-    assert found, f"no process {name}"
-    return found[0]
+    for each in psutil.Process(run.process.pid).children(recursive=True):
+        with suppress(psutil.Error):  # it may end while it is looked at
+            if any(name in word for word in each.cmdline()):
+                return each.pid
+    raise AssertionError(f"no process {name}")
 
 
 @pytest.mark.long
@@ -158,8 +160,8 @@ def test_the_command_goes_on_after_its_driver_or_its_cluster_was_killed_or_it_wa
     run.start()
     everything = under_way(6)
     workers = run.workers()
-    faults.kill(child(run, "raylet/raylet"))
-    faults.kill(child(run, "gcs/gcs_server"))
+    for pid in [child(run, "raylet/raylet"), child(run, "gcs/gcs_server")]:
+        faults.kill(pid)
     assert run.finish() not in (0, -signal.SIGKILL)
     assert "run the same command again" in run.text()
     gone(workers)
