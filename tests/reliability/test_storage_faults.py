@@ -262,6 +262,7 @@ def test_a_checkpoint_of_another_version_is_a_sentence(change: str, tmp_path: Pa
         run_tiny(Group(), JOB, tiny_dataset(), tmp_path)
 
 
+@pytest.mark.long
 def test_the_second_run_under_one_name_is_refused_and_the_first_is_not_disturbed(
     tmp_path: Path, shot: Any, same_bits: Any
 ) -> None:

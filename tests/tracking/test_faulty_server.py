@@ -62,8 +62,9 @@ def deliver_at_last(folder: Path, home: Path, attempts: int = 300) -> int:
     raise AssertionError(f"{unsent(folder)} records are left after {attempts} attempts")
 
 
-@pytest.mark.parametrize("fault", ["500", "drop", *(pytest.param(each, marks=pytest.mark.long) for each in
-                                                    ("429", "nothing", "mixed"))])  # fmt: skip
+@pytest.mark.parametrize(
+    "fault", ["drop", *(pytest.param(each, marks=pytest.mark.long) for each in ("500", "429", "nothing", "mixed"))]
+)
 def test_whatever_fails_everything_arrives_once(
     fault: str, through: Proxy, home: Path, run_folder: Path, unique: str, write_run: Callable[..., RunLog]
 ) -> None:
