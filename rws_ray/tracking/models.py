@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from rws_ray.errors import ConfigError, ModelError
 from rws_ray.tracking.card import description
-from rws_ray.tracking.store import Tracking, answering
+from rws_ray.tracking.store import Tracking, answering, unrepeated
 
 if TYPE_CHECKING:
     import numpy as np
@@ -121,7 +121,8 @@ def _find_or_log(tracking: Tracking, run_id: str, folder: Path, tags: Mapping[st
     if found:
         model = found[0]
     else:
-        model = client.create_logged_model(experiment_id, MODEL_FOLDER, run_id, dict(tags), model_type="helmholtz")
+        with unrepeated():
+            model = client.create_logged_model(experiment_id, MODEL_FOLDER, run_id, dict(tags), model_type="helmholtz")
     if model.status != LoggedModelStatus.READY:
         with tempfile.TemporaryDirectory() as temporary:
             packed = Path(temporary) / "packed"
@@ -210,9 +211,10 @@ def _find_or_register(
     if found:
         return min(found, key=lambda version: int(version.version))
     # The location, not models:/m-…: MLflow would look that up in its process-wide store.
-    version = client.create_model_version(
-        name, model.artifact_location, run_id, dict(tags), await_creation_for=0, model_id=model.model_id
-    )
+    with unrepeated():
+        version = client.create_model_version(
+            name, model.artifact_location, run_id, dict(tags), await_creation_for=0, model_id=model.model_id
+        )
     link = json.dumps([{"name": name, "version": version.version}])
     client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": link})  # MLflow's pages show it
     return version

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rws_ray.errors import ConfigError
-from rws_ray.tracking.store import Tracking
+from rws_ray.tracking.store import Tracking, unrepeated
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -65,7 +65,8 @@ def open_run(
     experiment_id = _experiment_id(tracking, experiment)
     run = _find_run(tracking, experiment_id, run_key)
     if run is None:
-        run = tracking.client.create_run(experiment_id, tags={RUN_KEY: run_key}, run_name=name)
+        with unrepeated():
+            run = tracking.client.create_run(experiment_id, tags={RUN_KEY: run_key}, run_name=name)
     run_id: str = run.info.run_id
     tracking.client.update_run(run_id, status="RUNNING", name=name)
     fresh, changed = _split_params(run, _flatten(params))

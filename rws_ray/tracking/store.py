@@ -32,11 +32,12 @@ PROBE_SECONDS = 3
 _SQL_STORE = "mlflow.store.tracking.sqlalchemy_store"
 _importing = threading.Lock()
 
+RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 # MLflow's own patience (7 retries, 4 minutes) would hold up a command whose server is away, and a run's drain.
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    RETRIES: "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
@@ -145,6 +146,20 @@ def import_mlflow() -> None:
         finally:
             if was_enabled:
                 gc.enable()
+
+
+@contextmanager
+def unrepeated() -> Iterator[None]:
+    """Without MLflow's own retries: what was created, and only its answer lost, is to be looked for, not made again."""
+    before = os.environ.get(RETRIES)
+    os.environ[RETRIES] = "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[RETRIES]
+        else:
+            os.environ[RETRIES] = before
 
 
 @contextmanager
