@@ -67,9 +67,14 @@ def _row(sweep: Sweep, trial: Trial, log_prob_N: NDArray[np.float64], first_N: N
 
 
 def label(space: Space, trial: Trial) -> str:
-    """What sets a trial apart: its searched values, those that are words by themselves."""
-    values = [(key.rpartition(".")[2], trial.values[key]) for key in space.domains if key in trial.values]
-    return ", ".join(value if isinstance(value, str) else f"{name} {_short(value)}" for name, value in values)
+    """What sets a trial apart: its searched values, those that are words by themselves; not those without a choice."""
+    values = [
+        (key.rpartition(".")[2], trial.values[key])
+        for key, domain in space.ranges_of(trial.values)
+        if domain.options is None or len(domain.options) > 1
+    ]
+    told = ", ".join(value if isinstance(value, str) else f"{name} {_short(value)}" for name, value in values)
+    return told or f"trial {trial.number}"
 
 
 def _short(value: Any) -> str:

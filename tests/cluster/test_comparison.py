@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,6 +11,7 @@ import pytest
 
 from rws_ray import tune
 from rws_ray.cluster import comparison
+from rws_ray.cluster.ledger import Trial
 from rws_ray.cluster.promotion import best_machine
 from rws_ray.cluster.scoring import score_rows
 from rws_ray.cluster.search import run_sweep
@@ -38,6 +40,13 @@ scheduler = "none"
 test = "all"
 """
 NAMES = [name for name, method in ESTIMATORS.items() if not method.is_pathwise]
+
+
+def test_a_trial_is_named_by_what_it_had_a_choice_of():
+    space = load_space(str(Path(__file__).parents[2] / "tune_spaces" / "estimators.toml"), [])
+    names = {comparison.label(space, Trial(number, space.draw(number))) for number in range(space.num_trials)}
+    rws = {f"rws, wake_mix {mix}" for mix in ("0", "0.5", "1")}
+    assert names == {*rws, "wake-sleep", "nvil", "vimco", "bihm"}
 
 
 @pytest.mark.usefixtures("ray_session")
