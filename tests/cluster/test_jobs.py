@@ -67,11 +67,11 @@ def test_what_was_reported_before_a_kill_reaches_the_journal(runs):
     assert [record["step"] for record in metrics if "valid_nll" in record["values"]] == [12, 24, 36]
 
 
-def test_a_model_folder_holds_job_and_metrics_beside_the_weights(runs):
+def test_a_model_folder_holds_card_job_and_metrics_beside_the_weights(runs):
     result, _ = train("--scale.num_workers", "0")
     folder = runs / "small" / "model"
     names = sorted(file.name for file in folder.iterdir())
-    assert names == ["config.json", "job.json", "metrics.json", "model.safetensors"]
+    assert names == ["MODEL_CARD.md", "config.json", "job.json", "metrics.json", "model.safetensors"]
     assert json.loads((folder / "metrics.json").read_text())["nll"] == result["nll"]
     assert json.loads((folder / "job.json").read_text())["model"]["layers"] == [10, 5]
 
