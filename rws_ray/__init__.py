@@ -7,12 +7,14 @@
     rws_ray.score("models:/rws-digits@champion", table)
 
 Public names load on use: importing the package alone loads neither torch, ray nor mlflow. `train` and `score` are
-functions; the commands of these names (`python -m rws_ray.train`) are run, not imported.
+functions, also where the commands' modules of these names (`python -m rws_ray.train`) have been imported.
 """
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -39,3 +41,14 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"rws_ray has no {name!r}; it offers {', '.join(__all__)}")
+
+
+class _Package(ModuleType):
+    """A package whose public names its modules of the same names do not replace on their import."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in _HOMES or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -16,7 +16,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from rws_ray.core.kernels.jit import compiled
+from rws_ray.core.kernels.jit import compiled, inlined
 
 GROUP = 5  # bits that choose one of a table's sums
 TABLES = 8  # tables at a time: their codes fill one 64-bit word, the tables half of a first-level cache
@@ -90,7 +90,7 @@ def _look_up(typing: Any, total: Any, tables: Any, word: Any) -> Any:
     return types.void(types.intp, types.intp, types.uint64), code
 
 
-@compiled
+@compiled("boolean(float32[:, ::1], uint64[:, ::1])")
 def pack_rows(y_RC, words):  # type: ignore[no-untyped-def]
     """Codes of each row, words (⌈C / 40⌉, R) uint64; False where y holds anything but 0 and 1."""
     R, C = y_RC.shape
@@ -117,7 +117,7 @@ def pack_rows(y_RC, words):  # type: ignore[no-untyped-def]
     return strays == 0
 
 
-@compiled
+@compiled("boolean(float32[:, ::1], uint64[:, ::1])")
 def pack_columns(y_CR, words):  # type: ignore[no-untyped-def]
     """Codes of each column: the transpose's rows; words (⌈C / 40⌉, R) uint64; False where y is not all bits."""
     C, R = y_CR.shape
@@ -134,7 +134,7 @@ def pack_columns(y_CR, words):  # type: ignore[no-untyped-def]
     return stray == 0
 
 
-@compiled
+@inlined
 def _make_tables(f_CO, first, column, tables, rows):  # type: ignore[no-untyped-def]
     """The tables of a block of rows of f, from `first` on, at LANES columns; what lies beyond f counts as zeros."""
     C, O = f_CO.shape
@@ -151,7 +151,9 @@ def _make_tables(f_CO, first, column, tables, rows):  # type: ignore[no-untyped-
         _make_table(tables.ctypes.data + table * _TABLE, source, stride)
 
 
-@compiled
+@compiled(
+    "void(uint64[:, ::1], float32[:, ::1], float32[::1], float32[:, ::1], boolean, float32[::1], int64, int64)"
+)
 def product(words, f_CO, bias_O, out_RO, is_added, scratch, begin, end):  # type: ignore[no-untyped-def]
     """out = bits · f + bias, or out += bits · f.
 

@@ -69,7 +69,7 @@ def _loss(unit, on, off):  # type: ignore[no-untyped-def]
     return unit * on + (_f(1) - unit) * off
 
 
-@compiled
+@compiled("void(float32[:, ::1], int32[:, ::1], float32[:, ::1], float32[::1])")
 def draw(logit_LO, raw_NO, unit_NO, log_prob_N):  # type: ignore[no-untyped-def]
     """Units h = [u < σ(a)], u the low 24 bits of `raw` over 2²⁴, and their log-probabilities."""
     L, O = logit_LO.shape
@@ -87,7 +87,7 @@ def draw(logit_LO, raw_NO, unit_NO, log_prob_N):  # type: ignore[no-untyped-def]
             log_prob_N[n] = -loss
 
 
-@compiled
+@compiled("void(float32[:, ::1], float32[:, ::1], float32[::1])")
 def score(unit_MO, logit_LO, log_prob_N):  # type: ignore[no-untyped-def]
     """log p = −Σ_i (h_i softplus(−a_i) + (1 − h_i) softplus(a_i)), shared where units or logits have fewer rows."""
     L, O = logit_LO.shape
@@ -104,7 +104,7 @@ def score(unit_MO, logit_LO, log_prob_N):  # type: ignore[no-untyped-def]
             log_prob_N[n] = -loss
 
 
-@compiled
+@compiled("void(float32[:, ::1], float32[:, ::1], float32[::1], float32[:, ::1], float32[::1])")
 def residuals(unit_MO, logit_LO, weight_N, residual_RO, bias_gradient_O):  # type: ignore[no-untyped-def]
     """r = weight · (σ(a) − h), summed over the rows n that share a row of `residual`; Σ r is added to the bias's."""
     L, O = logit_LO.shape

@@ -26,7 +26,7 @@ def linear(y_BKI: Tensor, weight_IO: Tensor, bias_O: Tensor) -> Tensor:
     B, K, num_inputs = y_BKI.shape
     y_NI = y_BKI.reshape(B * K, num_inputs)
     words = _words(num_inputs, B * K)
-    if not bits.pack_rows(y_NI.numpy(), words):
+    if not bits.pack_rows(y_NI.contiguous().numpy(), words):
         return torch.addmm(bias_O, y_NI, weight_IO).view(B, K, len(bias_O))
     logits = torch.empty(B, K, len(bias_O))
     weight, bias = (each.detach().contiguous().numpy() for each in (weight_IO, bias_O))
@@ -57,7 +57,7 @@ def add_gradient(
     """As kernels.add_gradient."""
     N = inputs.shape[0] * inputs.shape[1]
     residual_NO = torch.empty(N, logits.shape[2])
-    coins.residuals(_rows(units), _rows(logits), weight_BK.reshape(-1).numpy(), residual_NO.numpy(), bias_grad.numpy())
+    coins.residuals(_rows(units), _rows(logits), weight_BK.reshape(-1).contiguous().numpy(), residual_NO.numpy(), bias_grad.numpy())
     if weight_grad is not None:
         _add_product(weight_grad, inputs.reshape(N, -1), residual_NO)
 
@@ -71,7 +71,7 @@ def _add_product(total_IO: Tensor, y_NI: Tensor, f_NO: Tensor) -> None:
     """Add yᵀ f to `total_IO`."""
     N, num_inputs = y_NI.shape
     words = _words(N, num_inputs)
-    if total_IO.is_contiguous() and bits.pack_columns(y_NI.numpy(), words):
+    if total_IO.is_contiguous() and bits.pack_columns(y_NI.contiguous().numpy(), words):
         total, no_bias = total_IO.numpy(), np.empty(0, np.float32)
         _product(words, f_NO.contiguous().numpy(), no_bias, total, is_added=True)
     else:
@@ -98,7 +98,7 @@ def _threads() -> ThreadPoolExecutor:
 
 def _rows(values: Tensor) -> np.ndarray:
     """The last axis in rows."""
-    return values.detach().reshape(-1, values.shape[-1]).numpy()
+    return values.detach().reshape(-1, values.shape[-1]).contiguous().numpy()
 
 
 def _words(num_bits: int, rows: int) -> np.ndarray:

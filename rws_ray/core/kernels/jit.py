@@ -13,19 +13,26 @@ ORDERED = {"contract", "nsz", "arcp"}
 FAST = ORDERED | {"reassoc"}
 
 
-def compiled(function: Callable[..., Any]) -> Any:
-    """A numba kernel of this function, kept on disk between runs where there is a folder for it."""
-    return _jit(function, FAST)
+def compiled(signature: str) -> Callable[[Callable[..., Any]], Any]:
+    """A kernel of these types, compiled at once and kept on disk between runs.
+
+    What is kept lies beside the package's bytecode (or in numba's own folder) and is trusted as the installation is.
+    Where it cannot be read or written, for whatever reason, the kernel is compiled anew: in a second or so.
+    """
+
+    def compile_it(function: Callable[..., Any]) -> Any:
+        try:
+            return numba.njit(signature, cache=True, **_options(FAST))(function)
+        except Exception:
+            return numba.njit(signature, **_options(FAST))(function)
+
+    return compile_it
 
 
 def inlined(function: Callable[..., Any]) -> Any:
     """A formula for kernels to call, its operations in the order that they are written in."""
-    return _jit(function, ORDERED)
+    return numba.njit(function, **_options(ORDERED))
 
 
-def _jit(function: Callable[..., Any], fastmath: set[str]) -> Any:
-    options = {"nogil": True, "fastmath": fastmath, "error_model": "numpy"}
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # neither the package's folder nor the user's can be written to
-        return numba.njit(**options)(function)
+def _options(fastmath: set[str]) -> dict[str, Any]:
+    return {"nogil": True, "fastmath": fastmath, "error_model": "numpy"}
