@@ -145,5 +145,13 @@ def _timeless(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """The parts in which two runs' remains differ."""
-    return sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
+    """The parts in which two runs' remains differ.
+
+    A run that was asked to stop has a checkpoint of that step in place of an older one: of checkpoints, those that both
+    keep are compared, and which is the last.
+    """
+    steps = [{key for key in remains if key.startswith("step-")} for remains in (one, other)]
+    moved = steps[0] ^ steps[1]
+    last = [] if max(steps[0]) == max(steps[1]) else ["the last checkpoint"]
+    keys = (one.keys() | other.keys()) - moved
+    return last + sorted(key for key in keys if one.get(key) != other.get(key))

@@ -151,9 +151,7 @@ def _make_tables(f_CO, first, column, tables, rows):  # type: ignore[no-untyped-
         _make_table(tables.ctypes.data + table * _TABLE, source, stride)
 
 
-@compiled(
-    "void(uint64[:, ::1], float32[:, ::1], float32[::1], float32[:, ::1], boolean, float32[::1], int64, int64)"
-)
+@compiled("void(uint64[:, ::1], float32[:, ::1], float32[::1], float32[:, ::1], boolean, float32[::1], int64, int64)")
 def product(words, f_CO, bias_O, out_RO, is_added, scratch, begin, end):  # type: ignore[no-untyped-def]
     """out = bits · f + bias, or out += bits · f.
 

@@ -57,7 +57,9 @@ def add_gradient(
     """As kernels.add_gradient."""
     N = inputs.shape[0] * inputs.shape[1]
     residual_NO = torch.empty(N, logits.shape[2])
-    coins.residuals(_rows(units), _rows(logits), weight_BK.reshape(-1).contiguous().numpy(), residual_NO.numpy(), bias_grad.numpy())
+    coins.residuals(
+        _rows(units), _rows(logits), weight_BK.reshape(-1).contiguous().numpy(), residual_NO.numpy(), bias_grad.numpy()
+    )
     if weight_grad is not None:
         _add_product(weight_grad, inputs.reshape(N, -1), residual_NO)
 
