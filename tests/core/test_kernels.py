@@ -64,13 +64,43 @@ def test_a_row_of_logits_has_the_same_bits_whatever_rows_stand_beside_it():
     assert torch.equal(together, alone)
 
 
-@pytest.mark.parametrize("outputs", [75, 10, 160])
-def test_the_number_of_threads_leaves_no_trace_in_the_bits(outputs, monkeypatch):
-    monkeypatch.setattr(fused, "THREAD_WORK", 1)
-    y, weight, bias = coin_rows(30, 1, 90), normal(90, outputs), normal(outputs)
-    alone = fused.linear(y, weight, bias)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    assert torch.equal(fused.linear(y, weight, bias), alone)
+def anywhere(arrays, draws):
+    """Copies in one stretch of memory, in any order and any few floats apart."""
+    memory, begin, copies = np.empty(sum(each.size + 80 for each in arrays), np.float32), draws.integers(16), {}
+    for place in draws.permutation(len(arrays)):
+        each = arrays[place]
+        copies[place] = memory[begin : begin + each.size].view(each.dtype).reshape(each.shape)
+        copies[place][:] = each
+        begin += each.size + draws.integers(64)
+    return [copies[place] for place in range(len(arrays))]
+
+
+@pytest.mark.parametrize("units", [5, 12, 24, 64, 75, 150])
+def test_bits_do_not_depend_on_where_the_operands_lie(units):
+    """Compiled loops look whether operands lie close together, and then work in another order."""
+    draws, seen = np.random.default_rng(units), {"draw": set(), "score": set(), "residuals": set(), "product": set()}
+    logit_LO, weight_N = draws.normal(size=(2, units)).astype(np.float32), draws.random(6, np.float32)
+    raw_NO = draws.integers(2**31, size=(6, units), dtype=np.int32)
+    unit_NO = (draws.random((6, units)) < 0.4).astype(np.float32)
+    f_CO = draws.normal(size=(7, units)).astype(np.float32)
+    words = fused._words(7, 6)
+    bits.pack_columns((draws.random((7, 6)) < 0.4).astype(np.float32), words)
+    empty_NO, empty_N, empty_3O = np.zeros((6, units), np.float32), np.zeros(6, np.float32), fused._units(units)
+    for _ in range(300):
+        logit, raw, unit, log_prob, scratch = anywhere([logit_LO, raw_NO, empty_NO, empty_N, empty_3O], draws)
+        coins.draw(logit, raw, unit, log_prob, scratch)
+        seen["draw"].add(unit.tobytes() + log_prob.tobytes())
+        unit, logit, log_prob, scratch = anywhere([unit_NO, logit_LO, empty_N, empty_3O], draws)
+        coins.score(unit, logit, log_prob, scratch)
+        seen["score"].add(log_prob.tobytes())
+        operands = [unit_NO, logit_LO, weight_N, empty_NO, logit_LO[0], empty_3O]
+        unit, logit, weight, residual, gradient, scratch = anywhere(operands, draws)
+        coins.residuals(unit, logit, weight, residual, gradient, scratch)
+        seen["residuals"].add(residual.tobytes() + gradient.tobytes())
+        f, bias, out = anywhere([f_CO, logit_LO[0], empty_NO], draws)
+        bits.product(words, f, bias, out, False, fused._scratch(6))
+        seen["product"].add(out.tobytes())
+    assert {name: len(results) for name, results in seen.items()} == dict.fromkeys(seen, 1)
 
 
 def test_inputs_that_are_not_bits_take_the_ordinary_product():

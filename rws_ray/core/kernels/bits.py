@@ -141,8 +141,8 @@ def _make_tables(f_CO, first, column, tables, rows):  # type: ignore[no-untyped-
     for table in range(TABLES):
         c = first + table * GROUP
         source, stride = f_CO.ctypes.data + (c * O + column) * 4, O * 4
-        # Lanes beyond a row's end hold the next row's floats, which nobody reads; beyond the last row there are none.
-        if c + GROUP > C or (c + GROUP == C and column + LANES > O):
+        # Lanes beyond a row's end hold the next rows' floats, which nobody reads; beyond the last row there are none.
+        if c + GROUP > C or (c + GROUP - 1) * O + column + LANES > C * O:
             rows[:] = np.float32(0)
             for bit in range(min(GROUP, C - c)):
                 for lane in range(min(LANES, O - column)):
@@ -151,8 +151,8 @@ def _make_tables(f_CO, first, column, tables, rows):  # type: ignore[no-untyped-
         _make_table(tables.ctypes.data + table * _TABLE, source, stride)
 
 
-@compiled("void(uint64[:, ::1], float32[:, ::1], float32[::1], float32[:, ::1], boolean, float32[::1], int64, int64)")
-def product(words, f_CO, bias_O, out_RO, is_added, scratch, begin, end):  # type: ignore[no-untyped-def]
+@compiled("void(uint64[:, ::1], float32[:, ::1], float32[::1], float32[:, ::1], boolean, float32[::1])")
+def product(words, f_CO, bias_O, out_RO, is_added, scratch):  # type: ignore[no-untyped-def]
     """out = bits · f + bias, or out += bits · f.
 
     Args:
@@ -161,13 +161,12 @@ def product(words, f_CO, bias_O, out_RO, is_added, scratch, begin, end):  # type
         bias_O: (O,); read only where nothing is added to.
         out_RO: float32, contiguous.
         scratch: scratch_size(R) float32, on a 64-byte boundary.
-        begin, end: the columns to fill, begin a multiple of LANES.
     """
     blocks, R = words.shape
     O = f_CO.shape[1]
     tables, rest = scratch[:_TABLES_SIZE], scratch[_TABLES_SIZE:]
     rows, totals = rest[: GROUP * LANES], rest[GROUP * LANES :]
-    for column in range(begin, end, LANES):
+    for column in range(0, O, LANES):
         width = min(LANES, O - column)
         # A last tile that is narrower than a vector is summed aside.
         target, stride = out_RO.ctypes.data + column * 4, O * 4

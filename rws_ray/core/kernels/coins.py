@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numba import float32
 
-from rws_ray.core.kernels.jit import compiled, inlined
+from rws_ray.core.kernels.jit import compiled, inlined, summing
 
 _f = np.float32
 _LOG2E, _LN2_HIGH, _LN2_LOW = _f(math.log2(math.e)), _f(0.693359375), _f(math.log(2) - 0.693359375)
@@ -69,48 +69,50 @@ def _loss(unit, on, off):  # type: ignore[no-untyped-def]
     return unit * on + (_f(1) - unit) * off
 
 
-@compiled("void(float32[:, ::1], int32[:, ::1], float32[:, ::1], float32[::1])")
-def draw(logit_LO, raw_NO, unit_NO, log_prob_N):  # type: ignore[no-untyped-def]
+@summing
+def _sum_of_losses(unit_O, on_O, off_O):  # type: ignore[no-untyped-def]
+    """−log p of a row of units."""
+    total = float32(0)
+    for o in range(len(unit_O)):
+        total += _loss(unit_O[o], on_O[o], off_O[o])
+    return total
+
+
+@compiled("void(float32[:, ::1], int32[:, ::1], float32[:, ::1], float32[::1], float32[:, ::1])")
+def draw(logit_LO, raw_NO, unit_NO, log_prob_N, scratch_3O):  # type: ignore[no-untyped-def]
     """Units h = [u < σ(a)], u the low 24 bits of `raw` over 2²⁴, and their log-probabilities."""
     L, O = logit_LO.shape
     share = len(raw_NO) // max(L, 1)
-    mean_O, on_O, off_O = np.empty(O, np.float32), np.empty(O, np.float32), np.empty(O, np.float32)
+    mean_O, on_O, off_O = scratch_3O[0], scratch_3O[1], scratch_3O[2]
     for row in range(L):
         _fill_mean(logit_LO[row], mean_O)
         _fill_loss(logit_LO[row], on_O, off_O)
         for n in range(row * share, (row + 1) * share):
-            loss = float32(0)
             for o in range(O):
-                is_on = _f(raw_NO[n, o] & _24_BITS) * _UNIFORM < mean_O[o]
-                unit_NO[n, o] = _f(1) if is_on else _f(0)
-                loss += on_O[o] if is_on else off_O[o]
-            log_prob_N[n] = -loss
+                unit_NO[n, o] = _f(1) if _f(raw_NO[n, o] & _24_BITS) * _UNIFORM < mean_O[o] else _f(0)
+            log_prob_N[n] = -_sum_of_losses(unit_NO[n], on_O, off_O)
 
 
-@compiled("void(float32[:, ::1], float32[:, ::1], float32[::1])")
-def score(unit_MO, logit_LO, log_prob_N):  # type: ignore[no-untyped-def]
+@compiled("void(float32[:, ::1], float32[:, ::1], float32[::1], float32[:, ::1])")
+def score(unit_MO, logit_LO, log_prob_N, scratch_3O):  # type: ignore[no-untyped-def]
     """log p = −Σ_i (h_i softplus(−a_i) + (1 − h_i) softplus(a_i)), shared where units or logits have fewer rows."""
     L, O = logit_LO.shape
     N = len(log_prob_N)
     share, unit_share = N // max(L, 1), N // max(len(unit_MO), 1)
-    on_O, off_O = np.empty(O, np.float32), np.empty(O, np.float32)
+    on_O, off_O = scratch_3O[0], scratch_3O[1]
     for row in range(L):
         _fill_loss(logit_LO[row], on_O, off_O)
         for n in range(row * share, (row + 1) * share):
-            unit_O = unit_MO[n // unit_share]
-            loss = float32(0)
-            for o in range(O):
-                loss += _loss(unit_O[o], on_O[o], off_O[o])
-            log_prob_N[n] = -loss
+            log_prob_N[n] = -_sum_of_losses(unit_MO[n // unit_share], on_O, off_O)
 
 
-@compiled("void(float32[:, ::1], float32[:, ::1], float32[::1], float32[:, ::1], float32[::1])")
-def residuals(unit_MO, logit_LO, weight_N, residual_RO, bias_gradient_O):  # type: ignore[no-untyped-def]
+@compiled("void(float32[:, ::1], float32[:, ::1], float32[::1], float32[:, ::1], float32[::1], float32[:, ::1])")
+def residuals(unit_MO, logit_LO, weight_N, residual_RO, bias_gradient_O, scratch_3O):  # type: ignore[no-untyped-def]
     """r = weight · (σ(a) − h), summed over the rows n that share a row of `residual`; Σ r is added to the bias's."""
     L, O = logit_LO.shape
     N = len(weight_N)
     share, unit_share, sum_share = N // max(L, 1), N // max(len(unit_MO), 1), N // max(len(residual_RO), 1)
-    mean_O = np.empty(O, np.float32)
+    mean_O = scratch_3O[0]
     for row in range(L):
         _fill_mean(logit_LO[row], mean_O)
         for n in range(row * share, (row + 1) * share):

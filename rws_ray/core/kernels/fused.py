@@ -6,19 +6,12 @@ not all 0 and 1 (a real-valued layer's) take torch's product.
 
 from __future__ import annotations
 
-import functools
-import itertools
-import os
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from rws_ray.core.kernels import bits, coins
 from rws_ray.core.streams import Stream
-
-THREAD_WORK = 10_000_000  # multiplications of a dense product: a smaller one is not worth waking a thread for
 
 
 def linear(y_BKI: Tensor, weight_IO: Tensor, bias_O: Tensor) -> Tensor:
@@ -30,7 +23,7 @@ def linear(y_BKI: Tensor, weight_IO: Tensor, bias_O: Tensor) -> Tensor:
         return torch.addmm(bias_O, y_NI, weight_IO).view(B, K, len(bias_O))
     logits = torch.empty(B, K, len(bias_O))
     weight, bias = (each.detach().contiguous().numpy() for each in (weight_IO, bias_O))
-    _product(words, weight, bias, logits.view(B * K, len(bias_O)).numpy(), is_added=False)
+    bits.product(words, weight, bias, logits.view(B * K, len(bias_O)).numpy(), False, _scratch(B * K))
     return logits
 
 
@@ -39,7 +32,7 @@ def draw(logits_BKO: Tensor, num_samples: int, stream: Stream) -> tuple[Tensor, 
     B, _, O = logits_BKO.shape
     raw_BKO = stream.raw((B, num_samples, O))
     h_BKO, log_prob_BK = torch.empty(B, num_samples, O), torch.empty(B, num_samples)
-    coins.draw(_rows(logits_BKO), _rows(raw_BKO), _rows(h_BKO), log_prob_BK.view(-1).numpy())
+    coins.draw(_rows(logits_BKO), _rows(raw_BKO), _rows(h_BKO), log_prob_BK.view(-1).numpy(), _units(O))
     return h_BKO, log_prob_BK
 
 
@@ -47,7 +40,7 @@ def log_prob(h_BKO: Tensor, logits_BKO: Tensor) -> Tensor:
     """As kernels.log_prob."""
     B, K = max(h_BKO.shape[0], logits_BKO.shape[0]), max(h_BKO.shape[1], logits_BKO.shape[1])
     log_prob_BK = torch.empty(B, K)
-    coins.score(_rows(h_BKO), _rows(logits_BKO), log_prob_BK.view(-1).numpy())
+    coins.score(_rows(h_BKO), _rows(logits_BKO), log_prob_BK.view(-1).numpy(), _units(logits_BKO.shape[2]))
     return log_prob_BK
 
 
@@ -57,9 +50,9 @@ def add_gradient(
     """As kernels.add_gradient."""
     N = inputs.shape[0] * inputs.shape[1]
     residual_NO = torch.empty(N, logits.shape[2])
-    coins.residuals(
-        _rows(units), _rows(logits), weight_BK.reshape(-1).contiguous().numpy(), residual_NO.numpy(), bias_grad.numpy()
-    )
+    weight_N = weight_BK.reshape(-1).contiguous().numpy()
+    scratch_3O = _units(logits.shape[2])
+    coins.residuals(_rows(units), _rows(logits), weight_N, residual_NO.numpy(), bias_grad.numpy(), scratch_3O)
     if weight_grad is not None:
         _add_product(weight_grad, inputs.reshape(N, -1), residual_NO)
 
@@ -74,28 +67,10 @@ def _add_product(total_IO: Tensor, y_NI: Tensor, f_NO: Tensor) -> None:
     N, num_inputs = y_NI.shape
     words = _words(N, num_inputs)
     if total_IO.is_contiguous() and bits.pack_columns(y_NI.contiguous().numpy(), words):
-        total, no_bias = total_IO.numpy(), np.empty(0, np.float32)
-        _product(words, f_NO.contiguous().numpy(), no_bias, total, is_added=True)
+        no_bias = np.empty(0, np.float32)
+        bits.product(words, f_NO.contiguous().numpy(), no_bias, total_IO.numpy(), True, _scratch(num_inputs))
     else:
         total_IO.addmm_(y_NI.T, f_NO)
-
-
-def _product(words: np.ndarray, f_CO: np.ndarray, bias_O: np.ndarray, out_RO: np.ndarray, is_added: bool) -> None:
-    """As bits.product, its columns shared among as many threads as torch has: each column's bits stay the same."""
-    R, O = out_RO.shape
-    num_parts = min(torch.get_num_threads(), R * f_CO.size // THREAD_WORK + 1, -(-O // bits.LANES))
-    ends = [min(O, bits.LANES * round(O / bits.LANES * part / num_parts)) for part in range(num_parts)] + [O]
-    parts = [(_scratch(R), begin, end) for begin, end in itertools.pairwise(ends)]
-    # The others start first; this thread takes the last part.
-    others = [_threads().submit(bits.product, words, f_CO, bias_O, out_RO, is_added, *part) for part in parts[:-1]]
-    bits.product(words, f_CO, bias_O, out_RO, is_added, *parts[-1])
-    for each in others:
-        each.result()
-
-
-@functools.cache
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count(), "products")
 
 
 def _rows(values: Tensor) -> np.ndarray:
@@ -105,6 +80,11 @@ def _rows(values: Tensor) -> np.ndarray:
 
 def _words(num_bits: int, rows: int) -> np.ndarray:
     return np.empty((-(-num_bits // bits.BLOCK), rows), np.uint64)
+
+
+def _units(num_units: int) -> np.ndarray:
+    """Room for what `coins` works out of a row of logits."""
+    return np.empty((3, num_units), np.float32)
 
 
 def _scratch(rows: int) -> np.ndarray:

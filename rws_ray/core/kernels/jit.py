@@ -7,10 +7,10 @@ from typing import Any
 
 import numba
 
-# What may be changed so that loops become vector instructions; infinities and NaN keep their meaning. `compiled` lets
-# sums be taken in another order; `inlined` does not: it is for formulas whose order is what makes them accurate.
+# What may be changed so that loops become vector instructions; infinities and NaN keep their meaning. Formulas keep
+# the order that makes them accurate; sums of many terms may be taken in another.
 ORDERED = {"contract", "nsz", "arcp"}
-FAST = ORDERED | {"reassoc"}
+REORDERED = ORDERED | {"reassoc"}
 
 
 def compiled(signature: str) -> Callable[[Callable[..., Any]], Any]:
@@ -22,16 +22,25 @@ def compiled(signature: str) -> Callable[[Callable[..., Any]], Any]:
 
     def compile_it(function: Callable[..., Any]) -> Any:
         try:
-            return numba.njit(signature, cache=True, **_options(FAST))(function)
+            return numba.njit(signature, cache=True, **_options(ORDERED))(function)
         except Exception:
-            return numba.njit(signature, **_options(FAST))(function)
+            return numba.njit(signature, **_options(ORDERED))(function)
 
     return compile_it
 
 
 def inlined(function: Callable[..., Any]) -> Any:
-    """A formula for kernels to call, its operations in the order that they are written in."""
+    """A formula for kernels to call."""
     return numba.njit(function, **_options(ORDERED))
+
+
+def summing(function: Callable[..., Any]) -> Any:
+    """A sum for kernels to call, taken in an order that depends on the number of its terms alone.
+
+    That holds as long as its loop stores nothing. A loop that does is compiled twice, and the operands' places in
+    memory choose between them: the one for operands that lie close together takes the terms one by one.
+    """
+    return numba.njit(function, **_options(REORDERED))
 
 
 def _options(fastmath: set[str]) -> dict[str, Any]:
