@@ -96,7 +96,7 @@ def draw(logit_LO, raw_NO, unit_NO, log_prob_N, scratch_3O):  # type: ignore[no-
 @compiled("void(float32[:, ::1], float32[:, ::1], float32[::1], float32[:, ::1])")
 def score(unit_MO, logit_LO, log_prob_N, scratch_3O):  # type: ignore[no-untyped-def]
     """log p = −Σ_i (h_i softplus(−a_i) + (1 − h_i) softplus(a_i)), shared where units or logits have fewer rows."""
-    L, O = logit_LO.shape
+    L = len(logit_LO)
     N = len(log_prob_N)
     share, unit_share = N // max(L, 1), N // max(len(unit_MO), 1)
     on_O, off_O = scratch_3O[0], scratch_3O[1]
