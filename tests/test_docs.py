@@ -81,6 +81,12 @@ def test_every_toml_block_is_toml_and_every_python_block_compiles(page):
         compile(block, page.name, "exec")
 
 
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_every_function_that_a_page_shows_is_defined_in_the_file_that_it_names(page):
+    for file, name in re.findall(r"^```{literalinclude} (.*)\n:pyobject: (.*)$", page.read_text(), re.MULTILINE):
+        assert f"def {name.rpartition('.')[2]}(" in (page.parent / file).read_text(), f"{page.name}: {name}"
+
+
 @pytest.mark.parametrize("name", ["python.md", "tutorial.md"])
 def test_the_python_of_the_pages_for_beginners_runs_as_it_stands(name, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
@@ -124,6 +130,13 @@ def test_a_notebook_runs_from_top_to_bottom_with_core_alone(notebook, tmp_path):
         [sys.executable, str(program)], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr
+    stored = "".join(text for cell in cells for output in cell["outputs"] for text in output["text"])
+    assert without_figures(done.stdout) == without_figures(stored)
+
+
+def without_figures(text: str) -> str:
+    """What was printed, but for numbers and pixels, whose last digits are the machine's."""
+    return re.sub(r"[-+]?\d+(\.\d+)?|[█·]", "#", text)
 
 
 @pytest.mark.long

@@ -54,7 +54,7 @@ def run_trial(config: dict[str, Any], dataset: Dataset) -> None:
 
 def enveloped(record: dict[str, Any]) -> dict[str, Any]:
     """A report for Tune, which adds keys of its own: the record whole, and what schedulers read."""
-    return {"record": record} | {key: record[key] for key in ("epoch", "valid_nll") if key in record}
+    return {"record": record} | {key: record[key] for key in ("epoch", "epochs", "valid_nll") if key in record}
 
 
 def _train(config: dict[str, Any], dataset: Dataset, report: Any) -> None:

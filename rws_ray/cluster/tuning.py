@@ -132,7 +132,7 @@ def _tuner(sweep: Sweep, numbers: list[int], limit: int | None, scratch: Path, v
             num_samples=len(numbers),
             max_concurrent_trials=limit,
             search_alg=_searcher(sweep, numbers),
-            scheduler=_scheduler(sweep.space),
+            scheduler=scheduler(sweep.space),
             reuse_actors=True,
             trial_name_creator=lambda trial: f"{trial.config['number']:03d}",
             trial_dirname_creator=lambda trial: f"{trial.config['number']:03d}",
@@ -148,19 +148,32 @@ def _tuner(sweep: Sweep, numbers: list[int], limit: int | None, scratch: Path, v
     )
 
 
-def _scheduler(space: Space) -> Any:
+def scheduler(space: Space) -> Any:
+    """What of Ray Tune stops trials early."""
     from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 
     epochs, every = space.largest("optim.epochs"), space.largest("eval.every")
     if space.search.scheduler == "asha":
         # Time is the epoch, which a restart does not change. max_t lies beyond the last one: Tune stops a trial that
         # reaches it before its last checkpoint is written.
-        grace = max(epochs // REDUCTION**NUM_RUNGS, every)
-        return ASHAScheduler("epoch", max_t=epochs + 1, grace_period=grace, reduction_factor=REDUCTION)
+        grace = min(max(epochs // REDUCTION**NUM_RUNGS, every), epochs + 1)
+        return _sparing(ASHAScheduler)("epoch", max_t=epochs + 1, grace_period=grace, reduction_factor=REDUCTION)
     if space.search.scheduler == "median":
         # No time slices: a paused trial would lose what it did since its checkpoint.
-        return MedianStoppingRule("epoch", grace_period=max(epochs // 5, every), min_time_slice=float("inf"))
+        return _sparing(MedianStoppingRule)("epoch", grace_period=max(epochs // 5, every), min_time_slice=float("inf"))
     return FIFOScheduler()
+
+
+def _sparing(rule: Any) -> Any:
+    """A scheduler that stops no trial at its last report: its epochs are whole, and its last checkpoint follows."""
+
+    class Sparing(rule):
+        def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
+            if "epochs" in result and result["epoch"] >= result["epochs"]:
+                return str(rule.CONTINUE)
+            return str(super().on_trial_result(tune_controller, trial, result))
+
+    return Sparing
 
 
 def _searcher(sweep: Sweep, numbers: list[int]) -> Any:

@@ -70,10 +70,11 @@ def parallel_coordinates(
         plot.set_xlim(-0.3, len(all_axes) - 0.3)
         plot.spines[["left", "bottom"]].set_visible(False)
         plot.grid(visible=False)
+        stopped = "" if all(is_finished) else "; dotted: stopped early"
         caption(
             figure,
-            f"{_trials(len(nll))}, the best {min(_STRONGEST, len(nll))} dark; dotted: stopped early. NLL in nats per "
-            f"example, K = {count(num_samples)}.",
+            f"{_trials(len(nll))}, the best {min(_STRONGEST, len(nll))} dark{stopped}. NLL in nats per example, "
+            f"K = {count(num_samples)}.",
         )
         rows = [
             [*(_text(axis.values[index]) for axis in axes), repr(float(nll[index])), is_finished[index]]
@@ -107,6 +108,8 @@ def nll_over_key(
         options = sorted({_text(axis.values[index]) for index in shown})
         for is_whole, fill, label in ((True, style.ACCENT, "all epochs"), (False, "white", "stopped early")):
             kept = [index for index in shown if is_finished[index] == is_whole]
+            if not kept:
+                continue
             x = [axis.values[index] if is_number else options.index(_text(axis.values[index])) for index in kept]
             plot.errorbar(
                 x, [nll[index] for index in kept], 2 * np.nan_to_num([stderr[index] for index in kept]),

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 DEAD = 0.001  # a unit is dead where its state is the same in all but this share of samples
 MOST_FIELDS = 100
+FIELDS = {
+    "logit": ("units", "change of the unit's log-odds when a visible unit is on"),
+    "direct": ("units", "change of the unit's log-odds when a visible unit is on, beside that by way of inner units"),
+    "mean": ("units", "change of the unit's mean when a visible unit is on"),
+    "inner": ("inner units", "change of what the inner unit, between the data and h1, is the tanh of"),
+}
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _GREYS = ("#1a1a1a", "#1f4e8c", "#6b6b6b", "#d08a3c", "#a8a8a8")
 _LABEL = 150  # pixels left of a row of tiles
@@ -29,26 +35,26 @@ _GAP = 8
 _LARGEST_TILE = 120
 
 
-def receptive_fields(weight_UD: npt.ArrayLike, shape: tuple[int, ...], path: str | Path) -> Path:
+def receptive_fields(weight_UD: npt.ArrayLike, shape: tuple[int, ...], path: str | Path, into: str = "logit") -> Path:
     """The weights from the data to the units of the first layer, the strongest hundred.
 
     Args:
         weight_UD: of the inference network's first layer.
         shape: (H, W) of an image; () where the units have no such order.
         path: of the PNG; beside it a CSV with a row for each field: `unit`, `norm`, x0, x1, …
+        into: what the weights add to, a key of FIELDS.
     """
+    units, change = FIELDS[into]
     weight = np.asarray(weight_UD, dtype=float)
     norm = np.linalg.norm(weight, axis=1)
     order = np.argsort(-norm, kind="stable")[:MOST_FIELDS]
     fields, names = weight[order], [str(unit) for unit in order]
     rows = [[unit, repr(float(norm[unit])), *style.cells(weight[unit])] for unit in order]
-    shown = f"the strongest {count(len(order))} of {count(len(weight))} units" if len(order) < len(weight) else (
-        f"all {count(len(weight))} units"
-    )  # fmt: skip
+    shown = f"the strongest {count(len(order))} of" if len(order) < len(weight) else "all"
     scale = np.abs(fields).max()
     text = (
-        f"Weights of q(h1|x) into {shown}, strongest first. Black is +{scale:.2g}, mid-grey 0, white −{scale:.2g} "
-        "(change of the unit's log-odds when a visible unit is on)."
+        f"Weights of q(h1|x) into {shown} {count(len(weight))} {units}, strongest first. Black is +{scale:.2g}, "
+        f"mid-grey 0, white −{scale:.2g} ({change})."
     )
     with style.look():
         per_row = 20 if len(order) > 20 else 10

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rws_ray.errors import ConfigError
+from rws_ray.tracking import meanings
 from rws_ray.tracking.store import Tracking, unrepeated
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 RUN_KEY = "rws.run_key"
 CHANGED = "rws.changed."
+DESCRIPTION = "mlflow.note.content"  # what MLflow's pages show above a run; the user's own from then on
 STATUSES = ("FINISHED", "FAILED", "KILLED")
 METRICS_PER_BATCH = 1000  # MLflow's limits for one request
 ENTRIES_PER_BATCH = 100
@@ -65,8 +67,9 @@ def open_run(
     experiment_id = _experiment_id(tracking, experiment)
     run = _find_run(tracking, experiment_id, run_key)
     if run is None:
+        tags_of_new = {RUN_KEY: run_key, DESCRIPTION: meanings.table()}
         with unrepeated():
-            run = tracking.client.create_run(experiment_id, tags={RUN_KEY: run_key}, run_name=name)
+            run = tracking.client.create_run(experiment_id, tags=tags_of_new, run_name=name)
     run_id: str = run.info.run_id
     tracking.client.update_run(run_id, status="RUNNING", name=name)
     fresh, changed = _split_params(run, _flatten(params))

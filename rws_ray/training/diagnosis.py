@@ -40,6 +40,7 @@ class Diagnosis(NamedTuple):
     activity, entropy: (H,) for each layer, share of samples and bits, over `activity_rows` rows; empty for real units.
     effects, effect_units: (U, D) and the units' numbers, for each layer.
     fields: (H, D) weights from the data into the first layer of q; None where there is no such map.
+    fields_into: what they add to, a key of unit_figures.FIELDS.
     """
 
     num_samples: int
@@ -54,6 +55,7 @@ class Diagnosis(NamedTuple):
     effects: list[Array]
     effect_units: list[list[int]]
     fields: Array | None
+    fields_into: str
 
 
 def diagnose(machine: HelmholtzMachine, test: Split, num_samples: int) -> Diagnosis:
@@ -72,6 +74,7 @@ def diagnose(machine: HelmholtzMachine, test: Split, num_samples: int) -> Diagno
     entropy = [activity_entropy(each) for each in activity]
     varied = [each if len(each) else torch.ones_like(state) for each, state in zip(entropy, states, strict=True)]
     chosen = [_strongest(machine, level, each) for level, each in enumerate(varied, start=1)]
+    fields, fields_into = _fields(machine, KINDS[kinds[0]].is_binary)
     return Diagnosis(
         num_samples=k,
         ess=torch.cat([each.ess for each in found]).numpy(),
@@ -84,16 +87,25 @@ def diagnose(machine: HelmholtzMachine, test: Split, num_samples: int) -> Diagno
         activity_rows=len(seen),
         effects=[effects for _, effects in chosen],
         effect_units=[units for units, _ in chosen],
-        fields=_fields(machine),
+        fields=fields,
+        fields_into=fields_into,
     )
 
 
-def _fields(machine: HelmholtzMachine) -> Array | None:
-    """What the first matrix of q's first layer makes of the data, a row for each of its outputs."""
-    for found in machine.q[0].linear_maps():
-        if found.weight.shape[0] >= machine.dim:  # an autoregressive layer's own units stand behind its inputs
-            return found.weight[: machine.dim].detach().double().numpy().T
-    return None
+def _fields(machine: HelmholtzMachine, is_binary: bool) -> tuple[Array | None, str]:
+    """What the first matrix of q's first layer makes of the data, a row for each output, and what the outputs are.
+
+    They are inner units where the next matrix is applied to them; else the latent units' own logits or means come
+    first, and what stands behind them (nade's hidden states, scales) is left out.
+    """
+    maps = machine.q[0].linear_maps()
+    if not maps or maps[0].weight.shape[0] < machine.dim:
+        return None, ""
+    # An autoregressive layer's own units stand behind its inputs.
+    weight = maps[0].weight[: machine.dim].detach().double().numpy().T
+    if len(maps) > 1 and maps[1].weight.shape[0] == len(weight):
+        return weight, "inner"
+    return weight[: machine.layers[0]], "mean" if not is_binary else "direct" if len(maps) > 1 else "logit"
 
 
 def _strongest(machine: HelmholtzMachine, level: int, entropy_H: Tensor) -> tuple[list[int], Array]:

@@ -92,7 +92,7 @@ def _draw_units(folder: Path, machine: HelmholtzMachine, shape: tuple[int, ...],
         found.effects, found.effect_units, machine.layers, DREAMS, shape, folder / "layer_dreams.png"
     )
     if found.fields is not None:
-        unit_figures.receptive_fields(found.fields, shape, folder / "receptive_fields.png")
+        unit_figures.receptive_fields(found.fields, shape, folder / "receptive_fields.png", found.fields_into)
 
 
 def _draw_weights(folder: Path, found: Diagnosis) -> None:

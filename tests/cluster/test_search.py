@@ -9,11 +9,13 @@ from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
+from ray.tune.experiment import Trial
 
 from rws_ray.cluster.ledger import Ledger
 from rws_ray.cluster.search import run_sweep
 from rws_ray.cluster.sweep import prepare_sweep
-from rws_ray.cluster.trials import run_trial
+from rws_ray.cluster.trials import enveloped, run_trial
+from rws_ray.cluster.tuning import scheduler
 from rws_ray.config import determining, load_job, make_job, unflatten
 from rws_ray.data import open_dataset
 from rws_ray.errors import ConfigError, RunError
@@ -64,6 +66,28 @@ def sweep(home, tmp_path):
         return space, result, Ledger(home / space.name / "ledger.jsonl"), told
 
     return run
+
+
+@pytest.mark.parametrize(("epochs", "every"), [(27, 1), (4, 4), (3, 50), (1, 1)])
+@pytest.mark.parametrize("name", ["asha", "median"])
+def test_no_trial_is_stopped_at_its_last_report_however_rarely_it_reports(name, epochs, every, tmp_path):
+    file = tmp_path / "space.toml"
+    file.write_text(SPACE)
+    changes = ["--optim.epochs", str(epochs), "--eval.every", str(every), "--search.scheduler", name]
+    judge = scheduler(load_space(str(file), changes))
+    judge.set_search_properties("valid_nll", "min")
+    decisions = []
+    for number in range(9):
+        trial = Trial("PPO", stub=True, trial_id=str(number))
+        judge.on_trial_add(None, trial)
+        for epoch in range(min(every, epochs), epochs + 1, every):
+            record = {"epoch": float(epoch), "epochs": epochs, "valid_nll": 20.0 + number}
+            decisions.append((epoch, judge.on_trial_result(None, trial, enveloped(record))))
+            if decisions[-1][1] == "STOP":
+                break
+    assert {decision for epoch, decision in decisions if epoch == epochs} == {"CONTINUE"}
+    if name == "asha":
+        assert ("STOP" in {decision for _, decision in decisions}) == (epochs == 27)
 
 
 def alone(job, tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from rws_ray.report import search_figures
 from rws_ray.report.search_figures import Axis, key_importance, nll_over_key, parallel_coordinates
 
 NLL, STDERR, FINISHED = [17.0, 18.0, 19.0, 20.0], [0.2, 0.2, 0.3, float("nan")], [True, True, False, False]
@@ -65,3 +66,20 @@ def test_the_same_trials_make_the_same_bytes(tmp_path):
         for name in ("first.png", "second.png")
     )
     assert first == second
+
+
+@pytest.mark.parametrize("finished", [FINISHED, [True] * 4], ids=["some stopped", "none stopped"])
+def test_trials_that_were_stopped_early_are_named_only_where_there_are_some(finished, tmp_path, monkeypatch):
+    written: list[str] = []
+
+    def kept(figure, path, *table):
+        legends = [each for axes in figure.axes if (each := axes.get_legend())]
+        written.extend(text.get_text() for text in [*figure.texts, *(t for each in legends for t in each.get_texts())])
+        return path
+
+    monkeypatch.setattr(search_figures.style, "save", kept)
+    nll_over_key(AXES["log scale"], NLL, STDERR, finished, 100, tmp_path / "one.png")
+    assert ("stopped early" in written) == (not all(finished))
+    written.clear()
+    parallel_coordinates([AXES["names"]], NLL, finished, 100, tmp_path / "all.png")
+    assert ("stopped early" in "".join(written)) == (not all(finished))

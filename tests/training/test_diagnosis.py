@@ -58,6 +58,23 @@ def test_every_kind_of_layer_is_diagnosed_and_drawn(p_layer, q_layer, tmp_path):
     assert ("unit_activity" in drawn) == (q_layer != "gaussian")
 
 
+@pytest.mark.parametrize(
+    ("q_layer", "into", "num"),
+    [
+        ("sbn", "logit", 6),
+        ("ar-sbn", "logit", 6),
+        ("nade", "direct", 6),
+        ("dsbn", "inner", 5),
+        ("gaussian", "inner", 5),
+    ],
+)
+def test_receptive_fields_say_what_the_weights_add_to(q_layer, into, num):
+    p_layer = ["sbn", "gaussian", "gaussian"] if q_layer == "gaussian" else "sbn"
+    machine = HelmholtzMachine(12, [6, 4], p_layer=p_layer, q_layer=q_layer, hidden=[5], nade_hidden=5).initialize(0)
+    found = diagnose(machine, tiny_dataset().test, 10)
+    assert (found.fields_into, found.fields.shape) == (into, (num, 12))
+
+
 @pytest.mark.parametrize("bias", [0.0, -1e9])
 @pytest.mark.parametrize("num_samples", [1, 30])
 @pytest.mark.parametrize("layers", [[1], [6, 4]])
