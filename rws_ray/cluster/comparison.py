@@ -16,13 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from rws_ray.cluster.jobs import numbers
 from rws_ray.cluster.ledger import Ledger, Trial
 from rws_ray.cluster.promotion import best_machine
 from rws_ray.cluster.scoring import score_rows
 from rws_ray.report.comparison_figures import Line, nll_over_progress
 from rws_ray.report.terminal import nll_text, table
 from rws_ray.space import Space
-from rws_ray.training.estimation import standard_error
+from rws_ray.training.estimation import standard_error, summary
 from rws_ray.training.folder import checkpoint_place
 from rws_ray.training.loop import ESTIMATE_SEED
 
@@ -33,7 +34,10 @@ HEADERS = ("trial", "what", "test NLL", "behind the first", "epochs", "seconds",
 
 
 def tested(sweep: Sweep) -> list[dict[str, Any]]:
-    """One row for each finished trial, lowest test NLL first; the weights are those of its best validation NLL."""
+    """One row for each finished trial, lowest test NLL first; the weights are those of its best validation NLL.
+
+    The trial's run in MLflow gets its estimate, too.
+    """
     estimates: dict[int, NDArray[np.float64]] = {}
     for trial in sweep.ledger.ranked():
         job = sweep.job(trial)
@@ -43,6 +47,7 @@ def tested(sweep: Sweep) -> list[dict[str, Any]]:
             sweep.show(sweep.ledger, f"testing trial {trial.number}, {label(sweep.space, trial)}")
             found = score_rows(stored[0], sweep.dataset.test, job.eval.final_num_samples, ESTIMATE_SEED)
             estimates[trial.number] = found.log_prob
+            sweep.logs[trial.number].metrics(stored[1], numbers(summary(found)))
     order = sorted(estimates, key=lambda number: -estimates[number].mean())
     return [_row(sweep, sweep.ledger.trials[number], estimates[number], estimates[order[0]]) for number in order]
 

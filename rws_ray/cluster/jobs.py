@@ -174,14 +174,19 @@ def _delivered(folder: RunFolder) -> dict[str, Any]:
 
 
 def numbers(metrics: dict[str, Any]) -> dict[str, float]:
-    """The final metrics that MLflow gets, under its names, such as `test_nll`."""
+    """The final metrics that MLflow gets, under its names: `test_nll`, and `test_nll_at_100` of its curve over K."""
     found = {
         key: float(value)
         for key, value in metrics.items()
         if isinstance(value, int | float) and key not in ("step", "valid_nll", "valid_num_samples")
     }
     renamed = {"nll": "test_nll", "nll_stderr": "test_nll_stderr", "num_samples": "test_num_samples"}
-    return {renamed.get(key, key): value for key, value in found.items() if math.isfinite(value)}
+    curve = {
+        f"test_{key}_at_{point['num_samples']}": float(point[key])
+        for point in metrics["curve"]
+        for key in ("nll", "nll_stderr")
+    }
+    return {renamed.get(key, key): value for key, value in (found | curve).items() if math.isfinite(value)}
 
 
 def model_tags(dataset: Dataset, metrics: dict[str, Any]) -> dict[str, str]:
@@ -196,10 +201,20 @@ def model_tags(dataset: Dataset, metrics: dict[str, Any]) -> dict[str, str]:
     } | {key: f"{metrics[key]:.4f}" for key in STAR_KEYS if key in metrics}
 
 
+def machine_name() -> str:
+    """The processor and how many of its cores there are."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} CPUs"
+
+
 def run_tags() -> dict[str, str]:
     """What made a run: versions and machine."""
     return {
         "rws_ray": version("rws_ray"),
         "python": platform.python_version(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
+        "machine": machine_name(),
     } | {library: version(library) for library in LIBRARIES}

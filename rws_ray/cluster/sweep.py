@@ -99,9 +99,8 @@ class Sweep:
         """The log of a trial: a child of the sweep's."""
         log = self.logs[trial.number] = RunLog(self.trial_folder(trial.number).path)
         if not read_journal(log.run_folder) or trial.state == "running":
-            log.open(
-                self.experiment, f"{self.space.name}-{trial.number:03d}", self.job(trial).resolved(), parent=self.log
-            )
+            name = f"{self.space.name}-{trial.number:03d}"
+            log.open(self.experiment, name, self.job(trial).resolved(), run_tags(), self.log)
         return log
 
     def to_run(self) -> list[int]:
@@ -161,7 +160,8 @@ class Sweep:
 
     def _end_log(self, trial: Trial) -> None:
         log = self.logs[trial.number]
-        if read_journal(log.run_folder)[-1].record["kind"] != "end":
+        kinds = [entry.record["kind"] for entry in read_journal(log.run_folder)]
+        if "end" not in kinds[len(kinds) - kinds[::-1].index("open") :]:  # since it was opened last
             log.end(STATUS[trial.state])
 
     def _may_go_on(self, trial: Trial) -> bool:

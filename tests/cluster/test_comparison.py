@@ -18,6 +18,7 @@ from rws_ray.cluster.search import run_sweep
 from rws_ray.cluster.sweep import Sweep, prepare_sweep
 from rws_ray.estimators import ESTIMATORS
 from rws_ray.space import load_space
+from rws_ray.tracking.journal import read_journal
 from rws_ray.training.loop import ESTIMATE_SEED
 
 SPACE = """
@@ -75,6 +76,10 @@ def test_all_estimators_are_tested_with_the_same_samples_and_ranked_with_paired_
         assert stored is not None
         logs.append(score_rows(stored[0], sweep.dataset.test, 10, ESTIMATE_SEED, num_workers=0).log_prob)
         assert row["test_nll"] == pytest.approx(-logs[-1].mean())
+        journal = read_journal(sweep.trial_folder(trial.number).path)
+        sent = [entry.record["values"] for entry in journal if entry.record["kind"] == "metrics"][-1]
+        assert sent["test_nll"] == sent["test_nll_at_10"] == row["test_nll"]
+        assert {"test_nll_at_1", "test_nll_at_5", "test_nll_stderr_at_1"} <= sent.keys()
     apart = logs[0] - logs[1]
     assert rows[-1]["behind"] == pytest.approx(apart.mean())
     assert rows[-1]["behind_stderr"] == pytest.approx(apart.std(ddof=1) / math.sqrt(len(apart)))
