@@ -23,6 +23,7 @@ COMMANDS = {
     "sample": "draw examples from a model",
     "registry": "registered models and their aliases",
     "runs": "runs of the working folder",
+    "paper": "set the paper's experiments, as they were run, beside its published figures",
     "data": "list, check and make data sets",
     "doctor": "tell whether this machine or cluster can run",
     "tracking": "send to MLflow what waits",

@@ -20,13 +20,16 @@ A RunLog may live in another process than the Drain: they share nothing but the 
     fetch_model(reference, home) -> Path                # verified folder for HelmholtzMachine.load; no import of torch
     check_model_name(name)                              # ConfigError where track.register is not fit for the registry
     connect(home) -> Tracking                           # for the registry: InfrastructureError where MLflow is away
+    finished_runs(tracking, experiment) -> list[TrackedRun]; flat_params(job) -> dict, as their parameters are written
     model_names, list_versions, find_version, promote, rollback, version_tags, tag_version   (tracking, …)
 """
 
+from rws_ray.tracking.collect import TrackedRun, finished_runs
 from rws_ray.tracking.delivery import Delivery, Drain, deliver, delivery, unsent
 from rws_ray.tracking.fetch import fetch_model
 from rws_ray.tracking.journal import RunLog, journals
 from rws_ray.tracking.models import StoredModel, check_model_name, log_model
+from rws_ray.tracking.runs import flat_params
 from rws_ray.tracking.store import Tracking, connect, import_mlflow, is_empty, tracking_uri
 from rws_ray.tracking.versions import (
     Version,
@@ -44,6 +47,7 @@ __all__ = [
     "Drain",
     "RunLog",
     "StoredModel",
+    "TrackedRun",
     "Tracking",
     "Version",
     "check_model_name",
@@ -52,6 +56,8 @@ __all__ = [
     "delivery",
     "fetch_model",
     "find_version",
+    "finished_runs",
+    "flat_params",
     "import_mlflow",
     "is_empty",
     "journals",

@@ -72,7 +72,7 @@ def open_run(
             run = tracking.client.create_run(experiment_id, tags=tags_of_new, run_name=name)
     run_id: str = run.info.run_id
     tracking.client.update_run(run_id, status="RUNNING", name=name)
-    fresh, changed = _split_params(run, _flatten(params))
+    fresh, changed = _split_params(run, flat_params(params))
     lineage = {} if parent_id is None else {"mlflow.parentRunId": parent_id}
     _log(tracking, run_id, fresh, {**tags, **changed, **lineage})
     return run_id
@@ -138,11 +138,12 @@ def _find_run(tracking: Tracking, experiment_id: str, run_key: str) -> Run | Non
     return runs[0] if runs else None
 
 
-def _flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def flat_params(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """`section.key` → value as it is logged: strings as they are, all else as JSON, cut at 6000 characters."""
     flat: dict[str, str] = {}
     for key, value in params.items():
         if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flat_params(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = (value if isinstance(value, str) else json.dumps(value))[:VALUE_LENGTH]
     return flat
