@@ -22,6 +22,7 @@ from rws_ray.core.likelihood import estimate_likelihood
 from rws_ray.core.machine import HelmholtzMachine
 from rws_ray.report.terminal import count, table
 from rws_ray.training.estimation import block_size
+from rws_ray.training.threads import in_threads
 
 
 def sample_flops(num_samples: int) -> float:
@@ -48,8 +49,7 @@ def measure(rows: int, num_samples: int, rounds: int) -> list[dict[str, Any]]:
     blocks = list(torch.arange(rows).split(block_size(torch.device("cpu"))))
 
     def estimate() -> None:
-        for block in blocks:
-            estimate_likelihood(ours, x_BD[block], num_samples, 0, block.tolist())
+        list(in_threads(lambda block: estimate_likelihood(ours, x_BD[block], num_samples, 0, block.tolist()), blocks))
 
     limit = gemm_rate("float32") / sample_flops(num_samples)
     timings = in_turn({"ours": estimate, "plain loop": lambda: plain_loop(plain, x_BD, num_samples)}, rounds, calls=1)

@@ -144,7 +144,9 @@ class ScaleConfig(Section):
         1, description="Ray Train workers; 0: in this process; [least, most]: as many as nodes come and go"
     )
     use_gpu: bool = Field(False, description="one GPU for each worker")
-    threads_per_worker: int = Field(1, ge=1, description="CPU threads for each worker")
+    threads_per_worker: int = Field(
+        1, ge=1, description="CPU threads for each worker, which share out its micro-shards"
+    )
     precision: Literal["float32", "bfloat16"] = Field("float32", description="factors of dense products of gradients")
     micro_shards: int = Field(4, ge=1, description="fixed parts of a batch, summed in order whoever holds them")
     checkpoint_steps: int = Field(0, ge=0, description="steps between checkpoints beside those at reports; 0: off")

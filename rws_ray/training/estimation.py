@@ -22,6 +22,7 @@ from rws_ray.core.streams import generator
 from rws_ray.estimators import ESTIMATORS
 from rws_ray.training.batches import Examples
 from rws_ray.training.reduction import Group
+from rws_ray.training.threads import in_threads
 
 TRUSTED_KHAT = 0.7  # above it importance sampling's error estimates cannot be trusted (Vehtari et al. 2024)
 NUM_DREAMS, DREAM_SAMPLES = 20_000, 10  # that log Z is estimated from, and K for each
@@ -65,15 +66,18 @@ def estimate_split(
     num_points = len(curve_points(num_samples))
     table = torch.zeros(len(row_ids), num_points + 5, dtype=torch.float64)
     blocks = list(torch.arange(len(row_ids)).split(block_size(group.device)))
-    rounds = math.ceil(len(blocks) / group.size)
-    for number in range(rounds):
-        own = number * group.size + group.rank
-        if own < len(blocks):
-            rows = row_ids[blocks[own]]
-            x_BD = examples.take(rows)
-            found = estimate_likelihood(machine, x_BD, num_samples, seed, rows.tolist())
-            table[blocks[own]] = _columns(found, with_khat)
+    rounds, own = math.ceil(len(blocks) / group.size), blocks[group.rank :: group.size]
+
+    def estimate(block: Tensor) -> Tensor:
+        rows = row_ids[block]
+        found = estimate_likelihood(machine, examples.take(rows), num_samples, seed, rows.tolist())
+        return _columns(found, with_khat)
+
+    for number, (block, columns) in enumerate(zip(own, in_threads(estimate, own), strict=True)):
+        table[block] = columns
         progress(number + 1, rounds)
+    if len(own) < rounds:
+        progress(rounds, rounds)
     values = group.sum_disjoint(table.to(group.device)).cpu().numpy()
     curve = values[:, :num_points]
     return Estimate(num_samples, curve[:, -1], curve, *values[:, num_points:].T)

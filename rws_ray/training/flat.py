@@ -59,9 +59,13 @@ class FlatLayout:
     def flatten_parameters(self) -> Tensor:
         """The parameters in one new vector, of which they become views."""
         vector = torch.cat([parameter.detach().reshape(-1) for parameter in self.parameters])
+        self.bind_parameters(vector)
+        return vector
+
+    def bind_parameters(self, vector: Tensor) -> None:
+        """Make each parameter a view of the vector."""
         for parameter, view in zip(self.parameters, self.views(vector), strict=True):
             parameter.data = view
-        return vector
 
     def bind_gradients(self, vector: Tensor) -> None:
         """Make each parameter's `.grad` a view of the vector."""

@@ -12,8 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rws_ray.core.conditional import LinearMap
 from rws_ray.core.products import product
 from rws_ray.training.flat import FlatLayout
+from rws_ray.training.threads import alone, in_threads
 
 MOMENTUM = 0.95
 MOMENT_EVERY = 10  # steps between updates of natural's input moments
@@ -100,7 +102,9 @@ class Natural(Momentum):
         """Take in a batch's mean input moments, and refresh the preconditioner where it is due."""
         count = step // MOMENT_EVERY
         self.state["moments"].lerp_(moments, max(1 / (count + 1), 1 / MOMENT_MEMORY))
-        if step % REFRESH_EVERY == 0:
+        if step % REFRESH_EVERY:
+            return
+        with alone():  # the eigenvectors' bits would depend on the threads
             squares = self.layout.squares(self.state["moments"])
             for moment_II, (basis_IR, gain_R, rest) in zip(squares, self._factors(), strict=True):
                 values_R, vectors_IR = leading_eigenvectors(moment_II, basis_IR, is_first=step == 0)
@@ -112,12 +116,9 @@ class Natural(Momentum):
 
     def update(self, theta: Tensor, gradient: Tensor, rates: Rates, step: int) -> None:
         """Move θ in place along the preconditioned gradient."""
-        matrices = self.layout.matrices(gradient)
-        for each, matrix_IO, (basis_IR, gain_R, rest) in zip(self.layout.maps, matrices, self._factors(), strict=True):
-            leading_RO = product(basis_IR.T, matrix_IO).mul_(gain_R.unsqueeze(1))
-            matrix_IO.sub_(product(basis_IR, leading_RO)).mul_(rest)
-            if each.mask is not None:
-                matrix_IO[: len(each.mask)].mul_(each.mask)
+        layers = zip(self.layout.maps, self.layout.matrices(gradient), self._factors(), strict=True)
+        for _ in in_threads(_precondition, list(layers)):
+            pass
         for place in self.layout.others:
             gradient[place].mul_(self.damping / (1 + self.damping))  # their only input is 1, so A = 1
         super().update(theta, gradient, rates, step)
@@ -131,6 +132,15 @@ class Natural(Momentum):
             (basis.view(-1, rank), gain[:-1], gain[-1])
             for basis, gain, rank in zip(bases, gains, self.ranks, strict=True)
         ]
+
+
+def _precondition(layer: tuple[LinearMap, Tensor, tuple[Tensor, Tensor, Tensor]]) -> None:
+    """G ← c (I − U diag(g) Uᵀ) G, within the map's mask."""
+    each, matrix_IO, (basis_IR, gain_R, rest) = layer
+    leading_RO = product(basis_IR.T, matrix_IO).mul_(gain_R.unsqueeze(1))
+    matrix_IO.sub_(product(basis_IR, leading_RO)).mul_(rest)
+    if each.mask is not None:
+        matrix_IO[: len(each.mask)].mul_(each.mask)
 
 
 def leading_eigenvectors(moment_II: Tensor, basis_IR: Tensor, is_first: bool) -> tuple[Tensor, Tensor]:

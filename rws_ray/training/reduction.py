@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from rws_ray.training.threads import alone, start
+
 
 class Group(NamedTuple):
     """The workers that share a run: this one's rank, how many there are, and the device that it computes on."""
@@ -82,10 +84,11 @@ class TreeSum:
         group: the workers.
         num_shards: S, at least the number of workers.
         length: of the vectors, float32.
+        threads: that this worker's micro-shards are shared out among.
     """
 
-    def __init__(self, group: Group, num_shards: int, length: int):
-        self.group, self.num_shards, self.length = group, num_shards, length
+    def __init__(self, group: Group, num_shards: int, length: int, threads: int = 1):
+        self.group, self.num_shards, self.length, self.threads = group, num_shards, length, threads
         self._free: list[Tensor] = []
         self._nodes = [list(subtrees(group.shards(num_shards, rank), 0, num_shards)) for rank in range(group.size)]
 
@@ -93,10 +96,11 @@ class TreeSum:
         """The sum of the first `length` entries, (length,); it is overwritten by the next call.
 
         Args:
-            add_shard: adds micro-shard s to a vector of zeros.
+            add_shard: adds micro-shard s to a vector of zeros; several threads may call it at once.
             length: how many entries take part this time.
         """
-        held = [self._sum(low, high, add_shard, length) for low, high in self._nodes[self.group.rank]]
+        with alone():
+            held = [self._sum(*node, add_shard, length, self.threads) for node in self._nodes[self.group.rank]]
         self._free.extend(held)
         if self.group.size == 2 and all(len(nodes) == 1 for nodes in self._nodes):
             dist.all_reduce(held[0][:length])  # a sum of two commutes, so any order is exact
@@ -104,19 +108,32 @@ class TreeSum:
             self._exchange(held, length)
         return held[0][:length]
 
-    def _sum(self, low: int, high: int, add_shard: Callable[[int, Tensor], None], length: int) -> Tensor:
+    def _sum(self, low: int, high: int, add_shard: Callable[[int, Tensor], None], length: int, threads: int) -> Tensor:
+        """The sum over [low, high): its left part in another thread where there is one."""
         if high - low == 1:
-            # One spare entry a worker, so that any prefix can be cut into equal segments.
-            size = self.length + self.group.size
-            vector = self._free.pop() if self._free else torch.empty(size, device=self.group.device)
+            vector = self._vector()
             add_shard(low, vector[:length].zero_())
             return vector
-        split = middle(low, high)
-        left = self._sum(low, split, add_shard, length)
-        right = self._sum(split, high, add_shard, length)
+        split, others = middle(low, high), threads // 2
+        if others:
+            begun = start(self.threads, self._sum, low, split, add_shard, length, others)
+            try:
+                right = self._sum(split, high, add_shard, length, threads - others)
+            finally:
+                left = begun.result()
+        else:
+            left = self._sum(low, split, add_shard, length, 1)
+            right = self._sum(split, high, add_shard, length, 1)
         left[:length].add_(right[:length])
         self._free.append(right)
         return left
+
+    def _vector(self) -> Tensor:
+        try:
+            return self._free.pop()
+        except IndexError:
+            # One spare entry a worker, so that any prefix can be cut into equal segments.
+            return torch.empty(self.length + self.group.size, device=self.group.device)
 
     def _exchange(self, held: list[Tensor], length: int) -> None:
         """Finish the tree: each worker sums one segment of the entries from everybody's nodes, then all share it."""
@@ -140,7 +157,10 @@ class TreeSum:
 
 
 class PlainSum(TreeSum):
-    """As TreeSum, but each worker adds up its own micro-shards as they come: less memory, bits that depend on who."""
+    """As TreeSum, but each worker adds up its own micro-shards as they come: less memory, bits that depend on who.
+
+    One thread adds them.
+    """
 
     def __call__(self, add_shard: Callable[[int, Tensor], None], length: int) -> Tensor:
         """The sum of the first `length` entries, (length,); it is overwritten by the next call."""

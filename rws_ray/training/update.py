@@ -5,7 +5,6 @@ Everything random in an update is keyed by (seed, purpose, step, micro-shard): s
 
 from __future__ import annotations
 
-import functools
 import hashlib
 
 import torch
@@ -15,12 +14,13 @@ from rws_ray.config import Job
 from rws_ray.core.estimators import Estimator
 from rws_ray.core.machine import HelmholtzMachine
 from rws_ray.core.streams import Stream, generator
-from rws_ray.estimators import ESTIMATORS, load
 from rws_ray.training.batches import Epochs, Examples
 from rws_ray.training.flat import FlatLayout
 from rws_ray.training.nonfinite import NotFiniteError
 from rws_ray.training.optimizers import Adam, Momentum, Natural, Optimizer, Rates, scheduled
 from rws_ray.training.reduction import Group, PlainSum, TreeSum
+from rws_ray.training.replicas import replicas
+from rws_ray.training.threads import alone
 
 SUMS = ("log_prob", "ess", "max_weight", "rows")  # of each micro-shard, since the last report
 
@@ -44,6 +44,7 @@ class Updater:
     """The parameters that are trained, and what moves them.
 
     Attributes:
+        replicas: of the machine, one for each thread; those that no thread works with just now.
         theta, average: the parameters and their running average (the same vector where averaging is off).
         sums: (S, 4) float64, sums over this worker's micro-shards since the last report, in the order of SUMS.
         norms: sums of the gradient norms of p and q since the last report.
@@ -51,19 +52,18 @@ class Updater:
     """
 
     def __init__(self, job: Job, machine: HelmholtzMachine, examples: Examples, group: Group):
-        self.job, self.machine, self.examples, self.group = job, machine, examples, group
+        self.job, self.examples, self.group = job, examples, group
         self.epochs = Epochs(examples.num_rows, job.optim.batch_size, job.seed)
-        method = ESTIMATORS[job.estimator.name]
-        self.add_gradients = load(method.gradients)
-        self.memory = load(method.memory)(machine, job.seed) if method.memory else None
-        if self.memory is not None:
-            self.add_gradients = functools.partial(self.add_gradients, memory=self.memory)
-        self.layout = FlatLayout(machine, self.memory.num_sums if self.memory else 0)
+        threads = torch.get_num_threads() if group.device.type == "cpu" else 1
+        self.replicas = replicas(machine, job, threads)
+        self.machine, self.memory, self.layout = self.replicas[0][:3]
         self.theta = self.layout.flatten_parameters()
+        for replica in self.replicas[1:]:
+            replica.layout.bind_parameters(self.theta)
         self.average = self.theta.clone() if job.optim.average else self.theta
         self.optimizer = make_optimizer(job, self.layout, self.theta)
         summing = TreeSum if job.scale.reduction == "exact" else PlainSum
-        self.reduce = summing(group, job.scale.micro_shards, self.layout.length)
+        self.reduce = summing(group, job.scale.micro_shards, self.layout.length, threads)
         self.sums = torch.zeros(job.scale.micro_shards, len(SUMS), dtype=torch.float64, device=group.device)
         self.norms = torch.zeros(2, dtype=torch.float64, device=group.device)
         self.time_share = 0.0
@@ -99,36 +99,40 @@ class Updater:
             self.average.lerp_(self.theta, 1 - decay)
 
     def add_shard(self, step: int, shard: int, rows: Tensor, vector: Tensor) -> None:
-        """Add the gradient (and input moments) of one micro-shard's rows to a vector, and its sums to `sums`."""
+        """Add the gradient (and input moments) of one micro-shard's rows to a vector, and its sums to `sums`.
+
+        As many threads may call it at once as there are replicas.
+        """
         if not len(rows):
             return
         job, device = self.job, self.group.device
         wake, sleep, pixels = (
             generator(job.seed, purpose, step, shard, device=device) for purpose in ("wake", "sleep", "binarize")
         )
-        self.layout.bind_gradients(vector)
-        has_moments = len(vector) > self.layout.num_summed
-        if self.memory is not None:
-            self.memory.bind(self.layout.own_sums(vector))
-        estimator = Estimator(
-            training_num_samples(job, step // self.epochs.steps),
-            job.estimator.wake_mix,
-            job.estimator.num_dreams,
-            job.estimator.control_variate,
-        )
-        info = self.add_gradients(
-            self.machine,
-            self.examples.take(rows, pixels),
-            estimator,
-            Stream(wake),
-            Stream(sleep),
-            self.layout.input_moments(vector) if has_moments else None,
-        )
+        replica = self.replicas.pop()
+        try:
+            replica.bind(vector)
+            info = replica.add_gradients(
+                replica.machine,
+                self.examples.take(rows, pixels),
+                self._estimator(step),
+                Stream(wake),
+                Stream(sleep),
+                self.layout.input_moments(vector) if len(vector) > self.layout.num_summed else None,
+            )
+        finally:
+            self.replicas.append(replica)
         self.sums[shard] += torch.stack([*info, torch.full_like(info.log_prob, len(rows))])
         vector[0] += 0.0 * info.log_prob  # NaN where the loss is not finite: the sum tells every worker
 
+    def _estimator(self, step: int) -> Estimator:
+        of = self.job.estimator
+        num_samples = training_num_samples(self.job, step // self.epochs.steps)
+        return Estimator(num_samples, of.wake_mix, of.num_dreams, of.control_variate)
+
     def _finite_norms(self, gradient: Tensor, step: int, sums: Tensor) -> Tensor:
-        norms = torch.stack([part.norm().double() for part in self.layout.networks(gradient)])
+        with alone():  # a sum's bits would depend on the threads
+            norms = torch.stack([part.norm().double() for part in self.layout.networks(gradient)])
         if not bool(torch.isfinite(norms).all()):
             self.sums.copy_(sums)
             raise NotFiniteError(f"the loss or gradient of step {step} is not finite.")

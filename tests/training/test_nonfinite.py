@@ -28,10 +28,11 @@ def _spoiled(fitter: Fitter, steps: range, times: int, in_loss: bool = False) ->
         if shard == SHARD and left.get(step, 0):
             left[step] -= 1
             if in_loss:
-                gradients = updater.add_gradients
-                updater.add_gradients = lambda *given: gradients(*given)._replace(log_prob=torch.tensor(-torch.inf))
+                (replica,) = updater.replicas
+                spoiled = lambda *given: replica.add_gradients(*given)._replace(log_prob=torch.tensor(-torch.inf))  # noqa: E731
+                updater.replicas[:] = [replica._replace(add_gradients=spoiled)]
                 original(step, shard, rows, vector)
-                updater.add_gradients = gradients
+                updater.replicas[:] = [replica]
                 return
             vector[5] = float("nan")
         original(step, shard, rows, vector)
