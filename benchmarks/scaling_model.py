@@ -7,9 +7,9 @@ A worker computes on its rows, then waits for the sum:
 
     seconds(W) = fixed + examples / W · FLOPs / rate + 2 (W − 1) / W · bytes / bandwidth + 2 (W − 1) · latency
 
-Each worker sends its vector cut into W segments, adds up one segment in the tree's order, and sends that to all. Nothing
-here is measured: rates, bandwidths and latencies are what the options say. docs/scaling.md holds the model against
-measured points.
+Each worker sends its vector cut into W segments, adds up one segment in the tree's order, and sends that to all.
+Nothing here is measured: rates, bandwidths and latencies are what the options say. docs/scaling.md holds the model
+against measured points.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def seconds(workers: int, examples: int, num_samples: int, worker: Worker, netwo
     return compute + 2 * others / workers * BYTES / network.bandwidth + 2 * others * network.latency
 
 
-def speedups(examples: int, num_samples: int, counts: list[int], worker: Worker, network: Network) -> list[dict[str, float]]:
+def speedups(
+    examples: int, num_samples: int, counts: list[int], worker: Worker, network: Network
+) -> list[dict[str, float]]:
     """For each number of workers: the same batch shared (strong), and so many examples for each (weak)."""
     alone = seconds(1, examples, num_samples, worker, network)
     found = []
