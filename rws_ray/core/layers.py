@@ -86,15 +86,20 @@ class BernoulliPrior(Layer):
         """The given logits; there are no weights."""
         self.bias.copy_(torch.as_tensor(bias).expand(len(self.bias)))
 
+    def _logits(self, num: int) -> Tensor:
+        """The logits of `num` examples: (1, 1, H), or in a pack (num, 1, H), each machine's for its own."""
+        logits = self.bias.view(-1, 1, self.bias.shape[-1])
+        return logits if len(logits) == 1 else logits.repeat_interleave(num // len(logits), 0)
+
     def sample(self, y_BKI: Tensor, num_samples: int, stream: Stream) -> Observation:
         """Draw states (B, K, H)."""
-        logits = self.bias.view(1, 1, -1)
+        logits = self._logits(len(y_BKI))
         h_BKO, log_prob_BK = kernels.draw(logits.expand(len(y_BKI), 1, -1), num_samples, stream)
         return Observation(y_BKI, h_BKO, logits, log_prob_BK)
 
     def observe(self, h_BKO: Tensor, y_BKI: Tensor) -> Observation:
         """The given top units."""
-        logits = self.bias.view(1, 1, -1)
+        logits = self._logits(len(h_BKO))
         return Observation(y_BKI, h_BKO, logits, bernoulli_log_prob(h_BKO, logits))
 
     def mean(self, y_BKI: Tensor, stream: Stream) -> Tensor:

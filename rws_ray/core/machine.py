@@ -33,7 +33,12 @@ class HelmholtzMachine(nn.Module):
         hidden: widths of the deterministic layers inside each dsbn and gaussian layer, data side first; None: one, of
             the mean of its inputs' and its units' number.
         nade_hidden: hidden units of each nade layer; None: the smaller of its inputs' and its units' number.
+
+    Attributes:
+        pack: (), or (P,) where its parameters are those of P machines (core.pack).
     """
+
+    pack: tuple[int, ...] = ()
 
     def __init__(
         self,
@@ -89,6 +94,10 @@ class HelmholtzMachine(nn.Module):
             else:
                 layer.initialize(init, layer.hidden_bias, draws)
         return self
+
+    def parameters_in_order(self) -> list[nn.Parameter]:
+        """p's, data side first, the prior's, q's."""
+        return [parameter for layer in (*self.p, self.prior, *self.q) for parameter in layer.parameters()]
 
     # The two networks, layer by layer: what estimators and likelihoods are made of.
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+import torch
 from torch import Tensor
 
 _precision: ContextVar[str] = ContextVar("precision", default="float32")
@@ -26,15 +27,22 @@ def factors(precision: str) -> Iterator[None]:
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """The product a b; of bfloat16 factors it comes in bfloat16, its sums made in float32."""
+    """The product a b; of bfloat16 factors it comes in bfloat16, its sums made in float32.
+
+    Those of a pack, (P, …), are made one by one on a CPU: batched, small ones come with other bits than alone.
+    """
+    if a.dim() == 3 and a.device.type == "cpu":
+        return torch.stack([product(*pair) for pair in zip(a, b, strict=True)])
     if _precision.get() == "bfloat16":
         return a.bfloat16() @ b.bfloat16()
     return a @ b
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Add a b to `total` in place."""
+    """Add a b to `total` in place; each of them a matrix, or as many matrices as a pack has machines."""
     if _precision.get() == "bfloat16":
         total.add_(product(a, b))
+    elif total.dim() == 3:
+        total.baddbmm_(a, b)
     else:
         total.addmm_(a, b)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 _24_BITS = 0xFFFFFF
+Draw = Callable[[tuple[int, ...], torch.Generator], Tensor]
 
 
 def generator(seed: int, purpose: str, *counters: int, device: torch.device | str = "cpu") -> torch.Generator:
@@ -29,22 +30,24 @@ def generator(seed: int, purpose: str, *counters: int, device: torch.device | st
 
 
 class Stream:
-    """Uniform and normal numbers for a batch: from one generator, or from one for each example.
+    """Uniform and normal numbers for a batch: from one generator, or from several in turn, an equal share each.
 
-    With one for each example (as likelihood estimates use) an example's numbers do not depend on its neighbours.
+    With one for each example (as likelihood estimates use) an example's numbers do not depend on its neighbours; with
+    one for each machine of a pack (core.pack) a machine's do not depend on the others.
+
+    Args:
+        generators: one, or several.
+        places: which generator each share of the batch has its numbers from (default: one after the other). Shares of
+            one generator have the same numbers.
     """
 
-    def __init__(self, generators: torch.Generator | Sequence[torch.Generator]):
+    def __init__(self, generators: torch.Generator | Sequence[torch.Generator], places: Sequence[int] | None = None):
         self.generators = [generators] if isinstance(generators, torch.Generator) else list(generators)
+        self.places = None if places is None or list(places) == list(range(len(self.generators))) else list(places)
 
     def raw(self, shape: tuple[int, int, int]) -> Tensor:
         """Random int32 of shape (B, K, H), of which the low 24 bits are to be used."""
-        if len(self.generators) == 1:
-            return _raw(shape, self.generators[0])
-        assert len(self.generators) == shape[0]
-        if not self.generators:
-            return torch.empty(shape, dtype=torch.int32)
-        return torch.stack([_raw(shape[1:], each) for each in self.generators])
+        return self._shared(shape, _raw, torch.int32)
 
     def uniform(self, shape: tuple[int, int, int]) -> Tensor:
         """Uniform float32 on [0, 1), shape (B, K, H), each of the 2²⁴ multiples of 2⁻²⁴ equally likely.
@@ -55,12 +58,18 @@ class Stream:
 
     def normal(self, shape: tuple[int, int, int]) -> Tensor:
         """Standard normal float32, shape (B, K, H)."""
-        if len(self.generators) == 1:
-            return _normal(shape, self.generators[0])
-        assert len(self.generators) == shape[0]
-        if not self.generators:
-            return torch.empty(shape)
-        return torch.stack([_normal(shape[1:], each) for each in self.generators])
+        return self._shared(shape, _normal, torch.float32)
+
+    def _shared(self, shape: tuple[int, int, int], draw: Draw, dtype: torch.dtype) -> Tensor:
+        num_shares = len(self.generators if self.places is None else self.places)
+        if num_shares == 1:
+            return draw(shape, self.generators[0])
+        if not num_shares:
+            return torch.empty(shape, dtype=dtype)
+        assert shape[0] % num_shares == 0
+        size = (shape[0] // num_shares, *shape[1:])
+        drawn = torch.stack([draw(size, each) for each in self.generators])
+        return (drawn if self.places is None else drawn[self.places]).flatten(0, 1)
 
 
 def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

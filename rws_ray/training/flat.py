@@ -2,6 +2,7 @@
 
 One vector is what an optimiser moves, an average follows, workers exchange and a checkpoint stores.
 Order: p's layers data side first, the prior, q's layers; so p and q are one slice each.
+A pack of P runs (training.stack) has P vectors as the rows of a matrix: views then carry that axis, (P, …).
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class FlatLayout:
 
     def __init__(self, machine: HelmholtzMachine, num_sums: int = 0):
         layers = [*machine.p, machine.prior, *machine.q]
-        self.parameters = [parameter for layer in layers for parameter in layer.parameters()]
+        self.parameters = machine.parameters_in_order()
+        self.shapes = [parameter.shape for parameter in self.parameters]
         self.num_parameters = sum(parameter.numel() for parameter in self.parameters)
         self.num_p = self.num_parameters - sum(each.numel() for layer in machine.q for each in layer.parameters())
         maps = [layer.linear_maps() for layer in layers]
@@ -74,29 +76,31 @@ class FlatLayout:
 
     def views(self, vector: Tensor) -> list[Tensor]:
         """The parameters' parts of a vector, each in its parameter's shape."""
-        pieces = vector[: self.num_parameters].split([parameter.numel() for parameter in self.parameters])
-        return [piece.view(parameter.shape) for piece, parameter in zip(pieces, self.parameters, strict=True)]
+        pieces = vector[..., : self.num_parameters].split([shape.numel() for shape in self.shapes], -1)
+        return [piece.view(*vector.shape[:-1], *shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
 
     def networks(self, vector: Tensor) -> tuple[Tensor, Tensor]:
         """The parts of p and of q in a vector."""
-        return vector[: self.num_p], vector[self.num_p : self.num_parameters]
+        return vector[..., : self.num_p], vector[..., self.num_p : self.num_parameters]
 
     def own_sums(self, vector: Tensor) -> Tensor:
         """The estimator's own entries in a vector."""
-        return vector[self.num_parameters : self.num_summed]
+        return vector[..., self.num_parameters : self.num_summed]
 
     def squares(self, moments: Tensor) -> list[Tensor]:
         """The moments' part of a vector as one matrix for each linear map, (I + 1, I + 1) with a bias, else (I, I)."""
-        pieces = moments.split([size * size for size in self.moment_sizes])
-        return [piece.view(size, size) for piece, size in zip(pieces, self.moment_sizes, strict=True)]
+        pieces = moments.split([size * size for size in self.moment_sizes], -1)
+        return [
+            piece.view(*moments.shape[:-1], size, size) for piece, size in zip(pieces, self.moment_sizes, strict=True)
+        ]
 
     def input_moments(self, vector: Tensor) -> InputMoments:
         """The moments in a vector of full length, by network and layer."""
-        squares = iter(self.squares(vector[self.num_summed :]))
+        squares = iter(self.squares(vector[..., self.num_summed : self.length]))
         layers = [list(itertools.islice(squares, count)) for count in self.maps_per_layer]
         return InputMoments(p=layers[: self.num_p_layers], q=layers[self.num_p_layers :])
 
     def matrices(self, vector: Tensor) -> list[Tensor]:
         """Each linear map's weights, with the bias as last row where it has one, in the order of the moments."""
         places = zip(self._map_slices, self.moment_sizes, strict=True)
-        return [vector[place].view(num_rows, -1) for place, num_rows in places]
+        return [vector[..., place].view(*vector.shape[:-1], num_rows, -1) for place, num_rows in places]

@@ -2,6 +2,8 @@
 
 Each moves a parameter vector θ against the gradient g of the batch mean (which it overwrites), p's part with one
 learning rate and q's with another. Their state is a dict of tensors, so a checkpoint stores it as it is.
+The parameters of P runs that are moved together (training.stack) are the rows of a matrix, and so is each state; rates
+and steps are then columns, (P, 1).
 """
 
 from __future__ import annotations
@@ -25,10 +27,10 @@ MOMENT_MEMORY = 100  # moment updates that the running mean spans
 
 
 class Rates(NamedTuple):
-    """The learning rates of p and of q at a step."""
+    """The learning rates of p and of q at a step; columns (P, 1) of P runs."""
 
-    p: float
-    q: float
+    p: float | Tensor
+    q: float | Tensor
 
 
 class Adam:
@@ -42,15 +44,15 @@ class Adam:
         """Adam needs no input moments."""
         return False
 
-    def update(self, theta: Tensor, gradient: Tensor, rates: Rates, step: int) -> None:
+    def update(self, theta: Tensor, gradient: Tensor, rates: Rates, step: int | Tensor) -> None:
         """Move θ in place; `step` counts from 0."""
         mean, square = self.state["mean"], self.state["square"]
         mean.lerp_(gradient, 0.1)
         square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
-        scale = torch.div(square, 1 - 0.999 ** (step + 1), out=gradient).sqrt_().add_(1e-8)
+        scale = torch.div(square, _single(1 - _power(0.999, step)), out=gradient).sqrt_().add_(1e-8)
         parts = zip(*map(self.layout.networks, (theta, mean, scale)), rates, strict=True)
         for theta_part, mean_part, scale_part, rate in parts:
-            theta_part.addcdiv_(mean_part, scale_part, value=-rate / (1 - 0.9 ** (step + 1)))
+            theta_part.addcdiv_(mean_part * _single(-rate / (1 - _power(0.9, step))), scale_part)
 
 
 class Momentum:
@@ -64,10 +66,10 @@ class Momentum:
         """Plain momentum needs no input moments."""
         return False
 
-    def update(self, theta: Tensor, gradient: Tensor, rates: Rates, step: int) -> None:
+    def update(self, theta: Tensor, gradient: Tensor, rates: Rates, step: int | Tensor) -> None:
         """Move θ in place; the rate is folded in before the momentum, as in the reference."""
         for part, rate in zip(self.layout.networks(gradient), rates, strict=True):
-            part.mul_(rate)
+            part.mul_(_single(rate))
         theta.sub_(self.state["velocity"].lerp_(gradient, 1 - MOMENTUM))
 
 
@@ -114,22 +116,22 @@ class Natural(Momentum):
                 basis_IR.copy_(vectors_IR)
                 gain_R.copy_(1 - self.damping / (values_R + self.damping) / rest)
 
-    def update(self, theta: Tensor, gradient: Tensor, rates: Rates, step: int) -> None:
+    def update(self, theta: Tensor, gradient: Tensor, rates: Rates, step: int | Tensor) -> None:
         """Move θ in place along the preconditioned gradient."""
         layers = zip(self.layout.maps, self.layout.matrices(gradient), self._factors(), strict=True)
         for _ in in_threads(_precondition, list(layers)):
             pass
         for place in self.layout.others:
-            gradient[place].mul_(self.damping / (1 + self.damping))  # their only input is 1, so A = 1
+            gradient[..., place].mul_(self.damping / (1 + self.damping))  # their only input is 1, so A = 1
         super().update(theta, gradient, rates, step)
 
     def _factors(self) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Each layer's U (I + 1, R), g (R,) and c (a scalar), as views of the state."""
+        """Each layer's U (I + 1, R), g (R,) and c (1,), as views of the state."""
         sizes = [size * rank for size, rank in zip(self.layout.moment_sizes, self.ranks, strict=True)]
-        bases = self.state["bases"].split(sizes)
-        gains = self.state["gains"].split([rank + 1 for rank in self.ranks])
+        bases = self.state["bases"].split(sizes, -1)
+        gains = self.state["gains"].split([rank + 1 for rank in self.ranks], -1)
         return [
-            (basis.view(-1, rank), gain[:-1], gain[-1])
+            (basis.view(*basis.shape[:-1], -1, rank), gain[..., :-1], gain[..., -1:])
             for basis, gain, rank in zip(bases, gains, self.ranks, strict=True)
         ]
 
@@ -137,10 +139,10 @@ class Natural(Momentum):
 def _precondition(layer: tuple[LinearMap, Tensor, tuple[Tensor, Tensor, Tensor]]) -> None:
     """G ← c (I − U diag(g) Uᵀ) G, within the map's mask."""
     each, matrix_IO, (basis_IR, gain_R, rest) = layer
-    leading_RO = product(basis_IR.T, matrix_IO).mul_(gain_R.unsqueeze(1))
-    matrix_IO.sub_(product(basis_IR, leading_RO)).mul_(rest)
+    leading_RO = product(basis_IR.mT, matrix_IO).mul_(gain_R.unsqueeze(-1))
+    matrix_IO.sub_(product(basis_IR, leading_RO)).mul_(rest.unsqueeze(-1))
     if each.mask is not None:
-        matrix_IO[: len(each.mask)].mul_(each.mask)
+        matrix_IO[..., : len(each.mask), :].mul_(each.mask)
 
 
 def leading_eigenvectors(moment_II: Tensor, basis_IR: Tensor, is_first: bool) -> tuple[Tensor, Tensor]:
@@ -161,6 +163,18 @@ def leading_eigenvectors(moment_II: Tensor, basis_IR: Tensor, is_first: bool) ->
 
 
 Optimizer = Adam | Momentum | Natural
+
+
+def _power(base: float, step: int | Tensor) -> float | Tensor:
+    """base^(step + 1), of each step of a column too by Python's arithmetic: another's last bit may differ."""
+    if isinstance(step, Tensor):
+        return step.new_tensor([base ** (each + 1) for each in step.flatten().tolist()]).view(step.shape)
+    return base ** (step + 1)
+
+
+def _single(value: float | Tensor) -> float | Tensor:
+    """A column of numbers in the parameters' float32, which a plain number is taken as anyway."""
+    return value.float() if isinstance(value, Tensor) else value
 
 
 def scheduled(rate: float, schedule: str, epoch: float, epochs: int, step_epochs: int) -> float:

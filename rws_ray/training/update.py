@@ -87,16 +87,18 @@ class Updater:
         total.div_(len(rows))
         gradient = total[: self.layout.num_parameters]
         norms = self._finite_norms(gradient, step, before)
-        self._clip(gradient, norms)
+        self.clip(gradient, norms)
         if isinstance(self.optimizer, Natural) and with_moments:
             self.optimizer.add_moments(total[self.layout.num_summed :], step)
-        self.optimizer.update(self.theta, gradient, self._rates(step), step)
+        self.optimizer.update(self.theta, gradient, self.rates(step), step)
         if self.memory is not None:
             self.memory.update(self.layout.own_sums(total), step)
         if self.job.optim.average:
-            # Early on the average spans a tenth of the steps so far, so that it forgets where it started.
-            decay = min(self.job.optim.average, (1 + step) / (10 + step))
-            self.average.lerp_(self.theta, 1 - decay)
+            self.average.lerp_(self.theta, 1 - self.decay(step))
+
+    def decay(self, step: int) -> float:
+        """Of the average: early on it spans a tenth of the steps so far, so that it forgets where it started."""
+        return min(self.job.optim.average, (1 + step) / (10 + step))
 
     def add_shard(self, step: int, shard: int, rows: Tensor, vector: Tensor) -> None:
         """Add the gradient (and input moments) of one micro-shard's rows to a vector, and its sums to `sums`.
@@ -139,12 +141,14 @@ class Updater:
         self.norms += norms
         return norms
 
-    def _clip(self, gradient: Tensor, norms: Tensor) -> None:
+    def clip(self, gradient: Tensor, norms: Tensor) -> None:
+        """Scale the gradients of p and of q down to the largest norm, where there is one."""
         if self.job.optim.clip_norm:
             for part, norm in zip(self.layout.networks(gradient), norms.tolist(), strict=True):
                 part.mul_(min(1.0, self.job.optim.clip_norm / max(norm, 1e-30)))
 
-    def _rates(self, step: int) -> Rates:
+    def rates(self, step: int) -> Rates:
+        """The learning rates at a step."""
         optim, epoch = self.job.optim, step / self.epochs.steps
         if optim.schedule == "cosine":  # laid out over the epochs, or over the time where that ends first
             epoch = max(epoch, self.time_share * optim.epochs)
@@ -168,6 +172,20 @@ class Updater:
         for vector in (self.theta, self.average):
             digest.update(vector.cpu().numpy().data)
         return digest.hexdigest()
+
+    def trained(self) -> dict[str, Tensor]:
+        """The tensors that updates change."""
+        state = {f"optimizer.{name}": value for name, value in self.optimizer.state.items()}
+        averaged = {"average": self.average} if self.job.optim.average else {}
+        return {"theta": self.theta, "norms": self.norms, "sums": self.sums} | state | averaged
+
+    def keep_in(self, tensors: dict[str, Tensor]) -> None:
+        """Have what updates change in these tensors from now on (as `trained` has them, and with the same values)."""
+        self.theta, self.norms, self.sums = (tensors[name] for name in ("theta", "norms", "sums"))
+        self.average = tensors.get("average", self.theta)
+        self.optimizer.state = {name: tensors[f"optimizer.{name}"] for name in self.optimizer.state}
+        for replica in self.replicas:
+            replica.layout.bind_parameters(self.theta)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint must hold of it."""

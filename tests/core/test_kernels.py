@@ -83,8 +83,8 @@ def test_bits_do_not_depend_on_where_the_operands_lie(units):
     raw_NO = draws.integers(2**31, size=(6, units), dtype=np.int32)
     unit_NO = (draws.random((6, units)) < 0.4).astype(np.float32)
     f_CO = draws.normal(size=(7, units)).astype(np.float32)
-    words = fused._words(7, 6)
-    bits.pack_columns((draws.random((7, 6)) < 0.4).astype(np.float32), words)
+    words = fused._words(1, 7, 6)
+    bits.pack_columns((draws.random((1, 7, 6)) < 0.4).astype(np.float32), words)
     empty_NO, empty_N, empty_3O = np.zeros((6, units), np.float32), np.zeros(6, np.float32), fused._units(units)
     for _ in range(300):
         logit, raw, unit, log_prob, scratch = anywhere([logit_LO, raw_NO, empty_NO, empty_N, empty_3O], draws)
@@ -95,10 +95,10 @@ def test_bits_do_not_depend_on_where_the_operands_lie(units):
         seen["score"].add(log_prob.tobytes())
         operands = [unit_NO, logit_LO, weight_N, empty_NO, logit_LO[0], empty_3O]
         unit, logit, weight, residual, gradient, scratch = anywhere(operands, draws)
-        coins.residuals(unit, logit, weight, residual, gradient, scratch)
+        coins.residuals(unit, logit, weight, residual, gradient[None], scratch)
         seen["residuals"].add(residual.tobytes() + gradient.tobytes())
         f, bias, out = anywhere([f_CO, logit_LO[0], empty_NO], draws)
-        bits.product(words, f, bias, out, False, fused._scratch(6))
+        bits.product(words, f[None], bias[None], out[None], False, fused._scratch(6))
         seen["product"].add(out.tobytes())
     assert {name: len(results) for name, results in seen.items()} == dict.fromkeys(seen, 1)
 
@@ -106,12 +106,12 @@ def test_bits_do_not_depend_on_where_the_operands_lie(units):
 def test_inputs_that_are_not_bits_take_the_ordinary_product():
     y, weight, bias = normal(6, 2, 45), normal(45, 20), normal(20)
     torch.testing.assert_close(fused.linear(y, weight, bias), plain.linear(y, weight, bias))
-    words = np.empty((2, 12), np.uint64)
+    words = np.empty((1, 2, 12), np.uint64)
     stray = coin_rows(12, 45)
     assert bits.pack_rows(stray.numpy(), words)
     stray[7, 44] = 0.5
     assert not bits.pack_rows(stray.numpy(), words)
-    assert not bits.pack_columns(stray.T.contiguous().numpy(), words)
+    assert not bits.pack_columns(stray.T.contiguous().numpy()[None], words)
 
 
 @SHARING

@@ -45,20 +45,17 @@ def add_rws_gradients(
     w_BK = weight_BK.to(x_BD.dtype)
 
     add_layers([*machine.p, machine.prior], seen_p, [w_BK] * len(seen_p), w_BK, moments.p if moments else None)
-    mix = estimator.wake_mix
-    if mix > 0:
+    if estimator.has_wake:
+        mix = estimator.wake_weight(w_BK)
         baseline = 1 / estimator.num_samples if estimator.control_variate else 0.0
         add_layers(
             machine.q, seen_q, [mix * (w_BK - baseline)] * len(machine.q), mix * w_BK, moments.q if moments else None
         )
-    if mix < 1:
+    if estimator.has_sleep:
         x_dream, h_dream = machine.dream(x_BD.shape[0] * estimator.num_dreams, sleep)
         seen = machine.observe_q(x_dream, h_dream)
-        each = x_dream.new_full((x_dream.shape[0], 1), (1 - mix) / estimator.num_dreams)
+        each = estimator.sleep_weight(x_dream)
         add_layers(machine.q, seen, [each] * len(machine.q), each, moments.q if moments else None)
 
-    return StepInfo(
-        log_prob=log_mean_weight(logw_BK).sum(),
-        ess=effective_sample_size(weight_BK).sum(),
-        max_weight=weight_BK.amax(1).sum(),
-    )
+    found = (log_mean_weight(logw_BK), effective_sample_size(weight_BK), weight_BK.amax(1))
+    return StepInfo(*(each.view(*machine.pack, -1).sum(-1) for each in found))

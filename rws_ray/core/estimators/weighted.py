@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from rws_ray.core.conditional import Layer, Observation
@@ -18,12 +19,36 @@ from rws_ray.core.streams import Stream
 
 
 class Estimator(NamedTuple):
-    """What an update is made of: K, the mix of the q-update, dreams per example, the 1/K control variate."""
+    """What an update is made of: K, the mix of the q-update, dreams per example, the 1/K control variate.
+
+    In a pack (core.pack) each machine has its own mix: that of each example, (B, 1) float64.
+    """
 
     num_samples: int
-    wake_mix: float = 0.5
+    wake_mix: float | Tensor = 0.5
     num_dreams: int = 1
     control_variate: bool = False
+
+    @property
+    def has_wake(self) -> bool:
+        """Whether there is a wake q-update."""
+        return bool((torch.as_tensor(self.wake_mix) > 0).any())
+
+    @property
+    def has_sleep(self) -> bool:
+        """Whether there is a sleep q-update."""
+        return bool((torch.as_tensor(self.wake_mix) < 1).any())
+
+    def wake_weight(self, like: Tensor) -> float | Tensor:
+        """What each example's wake q-gradient counts."""
+        return self.wake_mix.to(like.dtype) if isinstance(self.wake_mix, Tensor) else self.wake_mix
+
+    def sleep_weight(self, x_dream: Tensor) -> Tensor:
+        """What each dream's gradient counts, (B num_dreams, 1)."""
+        weight = (1 - self.wake_mix) / self.num_dreams
+        if isinstance(weight, Tensor):
+            return weight.to(x_dream.dtype).repeat_interleave(self.num_dreams, 0)
+        return x_dream.new_full((x_dream.shape[0], 1), weight)
 
 
 class InputMoments(NamedTuple):
@@ -34,7 +59,7 @@ class InputMoments(NamedTuple):
 
 
 class StepInfo(NamedTuple):
-    """Sums over the batch, float64 scalars: the bound at the training K, ESS, and the largest w̃."""
+    """Sums over the batch, float64 scalars, or (P,) of a pack: the bound at the training K, ESS, and the largest w̃."""
 
     log_prob: Tensor
     ess: Tensor

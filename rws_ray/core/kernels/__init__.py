@@ -2,6 +2,8 @@
 
 Both compute the same functions of the same random numbers, up to the rounding of sums. `fused` takes over on a CPU in
 float32, wherever no autograd graph is asked for; everything else (float64, a GPU, a graph) is `plain`.
+A pack of P machines of one shape (core.pack) has weights (P, I, O) and biases (P, O); its batch is P batches one after
+another, so that all else stands as for one machine.
 Suffixes: B batch, K samples per example, I input units, O output units.
 """
 
@@ -30,11 +32,11 @@ def using(kind: str) -> Iterator[None]:
         _kind.reset(token)
 
 
-def linear(y_BKI: Tensor, weight_IO: Tensor, bias_O: Tensor) -> Tensor:
+def linear(y_BKI: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Logits y W + b, (B, K, O)."""
-    if _is_fused(y_BKI, weight_IO, bias_O):
-        return _fused().linear(y_BKI, weight_IO, bias_O)
-    return plain.linear(y_BKI, weight_IO, bias_O)
+    if _is_fused(y_BKI, weight, bias):
+        return _fused().linear(y_BKI, weight, bias)
+    return plain.linear(y_BKI, weight, bias)
 
 
 def draw(logits_BKO: Tensor, num_samples: int, stream: Stream) -> tuple[Tensor, Tensor]:
@@ -61,12 +63,12 @@ def add_gradient(
         plain.add_gradient(inputs, units, logits, weight_BK, weight_grad, bias_grad)
 
 
-def add_moment(y_NI: Tensor, weight_N: Tensor, moment_II: Tensor) -> None:
-    """Add Σ_n weight · y yᵀ to `moment_II`."""
-    if _is_fused(y_NI, weight_N, moment_II):
-        _fused().add_moment(y_NI, weight_N, moment_II)
+def add_moment(y_NI: Tensor, weight_N: Tensor, moment: Tensor) -> None:
+    """Add Σ_n weight · y yᵀ to `moment`, (I, I)."""
+    if _is_fused(y_NI, weight_N, moment):
+        _fused().add_moment(y_NI, weight_N, moment)
     else:
-        plain.add_moment(y_NI, weight_N, moment_II)
+        plain.add_moment(y_NI, weight_N, moment)
 
 
 def _is_fused(*tensors: Tensor) -> bool:

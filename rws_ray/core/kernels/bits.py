@@ -4,7 +4,7 @@ Units are bits, so y W is a sum of rows of W. Five inputs at a time, the 32 sums
 once and looked up for every row of y: one addition in place of five multiplications and additions. In float32 this
 passes a core's matrix-product rate two to three times, and each sum is made in an order that depends on its place
 alone, never on how many rows there are.
-Suffixes: R rows of bits, C bits in a row, O columns of floats.
+Suffixes: P products of one shape (those of a pack of machines), R rows of bits, C bits in a row, O columns of floats.
 """
 
 from __future__ import annotations
@@ -90,18 +90,20 @@ def _look_up(typing: Any, total: Any, tables: Any, word: Any) -> Any:
     return types.void(types.intp, types.intp, types.uint64), code
 
 
-@compiled("boolean(float32[:, ::1], uint64[:, ::1])")
-def pack_rows(y_RC, words):  # type: ignore[no-untyped-def]
-    """Codes of each row, words (⌈C / 40⌉, R) uint64; False where y holds anything but 0 and 1."""
+@compiled("boolean(float32[:, ::1], uint64[:, :, ::1])")
+def pack_rows(y_RC, words_PBR):  # type: ignore[no-untyped-def]
+    """Codes of each row, words (P, ⌈C / 40⌉, R / P) uint64; False where y holds anything but 0 and 1."""
     R, C = y_RC.shape
     strays = 0
     whole = C // BLOCK
-    for r in range(R):
+    share = words_PBR.shape[2]
+    for row in range(R):
+        words, r = words_PBR[row // share], row % share
         for block in range(whole):
             word = np.uint64(0)
             first = block * BLOCK
             for place in range(BLOCK):
-                value = y_RC[r, first + place]
+                value = y_RC[row, first + place]
                 is_one = value == np.float32(1)
                 strays += (value != np.float32(0)) & ~is_one
                 word |= np.uint64(is_one) << _SHIFTS[place]
@@ -109,7 +111,7 @@ def pack_rows(y_RC, words):  # type: ignore[no-untyped-def]
         if whole < words.shape[0]:
             word = np.uint64(0)
             for place in range(C - whole * BLOCK):
-                value = y_RC[r, whole * BLOCK + place]
+                value = y_RC[row, whole * BLOCK + place]
                 is_one = value == np.float32(1)
                 strays += (value != np.float32(0)) & ~is_one
                 word |= np.uint64(is_one) << _SHIFTS[place]
@@ -117,20 +119,22 @@ def pack_rows(y_RC, words):  # type: ignore[no-untyped-def]
     return strays == 0
 
 
-@compiled("boolean(float32[:, ::1], uint64[:, ::1])")
-def pack_columns(y_CR, words):  # type: ignore[no-untyped-def]
-    """Codes of each column: the transpose's rows; words (⌈C / 40⌉, R) uint64; False where y is not all bits."""
-    C, R = y_CR.shape
+@compiled("boolean(float32[:, :, ::1], uint64[:, :, ::1])")
+def pack_columns(y_PCR, words_PBR):  # type: ignore[no-untyped-def]
+    """Codes of each column: the transpose's rows; words (P, ⌈C / 40⌉, R) uint64; False where y is not all bits."""
+    P, C, R = y_PCR.shape
     stray = np.int32(0)
-    words[:] = np.uint64(0)
-    for c in range(C):
-        block, place = c // BLOCK, c % BLOCK
-        shift = np.uint64(8 * (place // GROUP) + place % GROUP)
-        for r in range(R):
-            value = y_CR[c, r]
-            is_one = value == np.float32(1)
-            stray |= np.int32((value != np.float32(0)) & ~is_one)
-            words[block, r] |= np.uint64(is_one) << shift
+    words_PBR[:] = np.uint64(0)
+    for p in range(P):
+        y_CR, words = y_PCR[p], words_PBR[p]
+        for c in range(C):
+            block, place = c // BLOCK, c % BLOCK
+            shift = np.uint64(8 * (place // GROUP) + place % GROUP)
+            for r in range(R):
+                value = y_CR[c, r]
+                is_one = value == np.float32(1)
+                stray |= np.int32((value != np.float32(0)) & ~is_one)
+                words[block, r] |= np.uint64(is_one) << shift
     return stray == 0
 
 
@@ -151,42 +155,44 @@ def _make_tables(f_CO, first, column, tables, rows):  # type: ignore[no-untyped-
         _make_table(tables.ctypes.data + table * _TABLE, source, stride)
 
 
-@compiled("void(uint64[:, ::1], float32[:, ::1], float32[::1], float32[:, ::1], boolean, float32[::1])")
-def product(words, f_CO, bias_O, out_RO, is_added, scratch):  # type: ignore[no-untyped-def]
-    """out = bits · f + bias, or out += bits · f.
+@compiled("void(uint64[:, :, ::1], float32[:, :, :], float32[:, :], float32[:, :, :], boolean, float32[::1])")
+def product(words_PBR, f_PCO, bias_PO, out_PRO, is_added, scratch):  # type: ignore[no-untyped-def]
+    """out = bits · f + bias, or out += bits · f, for each p.
 
     Args:
-        words: (⌈C / 40⌉, R), of pack_rows or pack_columns.
-        f_CO: float32, contiguous.
-        bias_O: (O,); read only where nothing is added to.
-        out_RO: float32, contiguous.
+        words_PBR: (P, ⌈C / 40⌉, R), of pack_rows or pack_columns.
+        f_PCO: float32, each f contiguous; the P of them may lie apart.
+        bias_PO: read only where nothing is added to.
+        out_PRO: float32, each out contiguous.
         scratch: scratch_size(R) float32, on a 64-byte boundary.
     """
-    blocks, R = words.shape
-    O = f_CO.shape[1]
+    P, blocks, R = words_PBR.shape
+    O = f_PCO.shape[2]
     tables, rest = scratch[:_TABLES_SIZE], scratch[_TABLES_SIZE:]
     rows, totals = rest[: GROUP * LANES], rest[GROUP * LANES :]
-    for column in range(0, O, LANES):
-        width = min(LANES, O - column)
-        # A last tile that is narrower than a vector is summed aside.
-        target, stride = out_RO.ctypes.data + column * 4, O * 4
-        if width < LANES:
-            target, stride = totals.ctypes.data, _ROW
-        if width < LANES or not is_added:
-            rows[:LANES] = np.float32(0)
-            if not is_added:
-                rows[:width] = bias_O[column : column + width]
-            for r in range(R):
-                _copy(target + r * stride, rows.ctypes.data)
-        for block in range(blocks):
-            _make_tables(f_CO, block * BLOCK, column, tables, rows)
-            for r in range(R):
-                _look_up(target + r * stride, tables.ctypes.data, words[block, r])
-        if width < LANES:
-            for r in range(R):
-                for lane in range(width):
-                    before = out_RO[r, column + lane] if is_added else np.float32(0)
-                    out_RO[r, column + lane] = before + totals[r * LANES + lane]
+    for p in range(P):
+        f_CO, out_RO = f_PCO[p], out_PRO[p]
+        for column in range(0, O, LANES):
+            width = min(LANES, O - column)
+            # A last tile that is narrower than a vector is summed aside.
+            target, stride = out_RO.ctypes.data + column * 4, O * 4
+            if width < LANES:
+                target, stride = totals.ctypes.data, _ROW
+            if width < LANES or not is_added:
+                rows[:LANES] = np.float32(0)
+                if not is_added:
+                    rows[:width] = bias_PO[p, column : column + width]
+                for r in range(R):
+                    _copy(target + r * stride, rows.ctypes.data)
+            for block in range(blocks):
+                _make_tables(f_CO, block * BLOCK, column, tables, rows)
+                for r in range(R):
+                    _look_up(target + r * stride, tables.ctypes.data, words_PBR[p, block, r])
+            if width < LANES:
+                for r in range(R):
+                    for lane in range(width):
+                        before = out_RO[r, column + lane] if is_added else np.float32(0)
+                        out_RO[r, column + lane] = before + totals[r * LANES + lane]
 
 
 def scratch_size(rows: int) -> int:

@@ -1,7 +1,7 @@
 """Everything that is done to logits unit by unit, in one pass each: coins, log-probabilities, weighted residuals.
 
-Suffixes: N rows (examples × samples), L rows of logits, O units. A row of logits or of units may serve several
-consecutive rows n (the samples of one example): `share` says how many.
+Suffixes: N rows (examples × samples), L rows of logits, O units, P machines of a pack. A row of logits or of units may
+serve several consecutive rows n (the samples of one example): `share` says how many.
 """
 
 from __future__ import annotations
@@ -106,15 +106,21 @@ def score(unit_MO, logit_LO, log_prob_N, scratch_3O):  # type: ignore[no-untyped
             log_prob_N[n] = -_sum_of_losses(unit_MO[n // unit_share], on_O, off_O)
 
 
-@compiled("void(float32[:, ::1], float32[:, ::1], float32[::1], float32[:, ::1], float32[::1], float32[:, ::1])")
-def residuals(unit_MO, logit_LO, weight_N, residual_RO, bias_gradient_O, scratch_3O):  # type: ignore[no-untyped-def]
-    """r = weight · (σ(a) − h), summed over the rows n that share a row of `residual`; Σ r is added to the bias's."""
+@compiled("void(float32[:, ::1], float32[:, ::1], float32[::1], float32[:, ::1], float32[:, :], float32[:, ::1])")
+def residuals(unit_MO, logit_LO, weight_N, residual_RO, bias_gradient_PO, scratch_3O):  # type: ignore[no-untyped-def]
+    """r = weight · (σ(a) − h), summed over the rows n that share a row of `residual`; Σ r is added to the bias's.
+
+    The rows of a pack's P machines come one machine after another, each with a bias of its own.
+    """
     L, O = logit_LO.shape
     N = len(weight_N)
     share, unit_share, sum_share = N // max(L, 1), N // max(len(unit_MO), 1), N // max(len(residual_RO), 1)
-    mean_O = scratch_3O[0]
+    mean_O, bias_O = scratch_3O[0], scratch_3O[1]
+    bias_share = L // len(bias_gradient_PO)
     for row in range(L):
         _fill_mean(logit_LO[row], mean_O)
+        if row % bias_share == 0:
+            bias_O[:] = bias_gradient_PO[row // bias_share]
         for n in range(row * share, (row + 1) * share):
             unit_O, residual_O, weight = unit_MO[n // unit_share], residual_RO[n // sum_share], weight_N[n]
             if n % sum_share == 0:
@@ -122,4 +128,6 @@ def residuals(unit_MO, logit_LO, weight_N, residual_RO, bias_gradient_O, scratch
             for o in range(O):
                 value = weight * (mean_O[o] - unit_O[o])
                 residual_O[o] += value
-                bias_gradient_O[o] += value
+                bias_O[o] += value
+        if (row + 1) % bias_share == 0:
+            bias_gradient_PO[row // bias_share] = bias_O

@@ -10,20 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rws_ray.core.kernels import bits, coins
+from rws_ray.core.kernels import bits, coins, plain
 from rws_ray.core.streams import Stream
 
 
-def linear(y_BKI: Tensor, weight_IO: Tensor, bias_O: Tensor) -> Tensor:
+def linear(y_BKI: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """As kernels.linear."""
     B, K, num_inputs = y_BKI.shape
-    y_NI = y_BKI.reshape(B * K, num_inputs)
-    words = _words(num_inputs, B * K)
-    if not bits.pack_rows(y_NI.contiguous().numpy(), words):
-        return torch.addmm(bias_O, y_NI, weight_IO).view(B, K, len(bias_O))
-    logits = torch.empty(B, K, len(bias_O))
-    weight, bias = (each.detach().contiguous().numpy() for each in (weight_IO, bias_O))
-    bits.product(words, weight, bias, logits.view(B * K, len(bias_O)).numpy(), False, _scratch(B * K))
+    weight_PIO, bias_PO = _packed(weight, 2), _packed(bias, 1)
+    P, num_units = bias_PO.shape
+    words_PBR = _words(P, num_inputs, B * K // P)
+    if not bits.pack_rows(y_BKI.reshape(B * K, num_inputs).contiguous().numpy(), words_PBR):
+        return plain.linear(y_BKI, weight, bias)
+    logits = torch.empty(B, K, num_units)
+    logits_PNO = logits.view(P, B * K // P, num_units).numpy()
+    bits.product(words_PBR, _dense(weight_PIO), bias_PO.numpy(), logits_PNO, False, _scratch(B * K // P))
     return logits
 
 
@@ -52,25 +53,39 @@ def add_gradient(
     residual_NO = torch.empty(N, logits.shape[2])
     weight_N = weight_BK.reshape(-1).contiguous().numpy()
     scratch_3O = _units(logits.shape[2])
-    coins.residuals(_rows(units), _rows(logits), weight_N, residual_NO.numpy(), bias_grad.numpy(), scratch_3O)
+    bias_PO = _packed(bias_grad, 1).numpy()
+    coins.residuals(_rows(units), _rows(logits), weight_N, residual_NO.numpy(), bias_PO, scratch_3O)
     if weight_grad is not None:
         _add_product(weight_grad, inputs.reshape(N, -1), residual_NO)
 
 
-def add_moment(y_NI: Tensor, weight_N: Tensor, moment_II: Tensor) -> None:
+def add_moment(y_NI: Tensor, weight_N: Tensor, moment: Tensor) -> None:
     """As kernels.add_moment."""
-    _add_product(moment_II, y_NI, y_NI * weight_N.unsqueeze(1))
+    _add_product(moment, y_NI, y_NI * weight_N.unsqueeze(1))
 
 
-def _add_product(total_IO: Tensor, y_NI: Tensor, f_NO: Tensor) -> None:
-    """Add yᵀ f to `total_IO`."""
-    N, num_inputs = y_NI.shape
-    words = _words(N, num_inputs)
-    if total_IO.is_contiguous() and bits.pack_columns(y_NI.contiguous().numpy(), words):
-        no_bias = np.empty(0, np.float32)
-        bits.product(words, f_NO.contiguous().numpy(), no_bias, total_IO.numpy(), True, _scratch(num_inputs))
+def _add_product(total: Tensor, y_NI: Tensor, f_NO: Tensor) -> None:
+    """Add yᵀ f to `total`, (I, O); or for each machine of a pack that of its own rows, to (P, I, O)."""
+    total_PIO = _packed(total, 2)
+    P, num_inputs, _ = total_PIO.shape
+    y_PNI, f_PNO = (each.reshape(P, len(each) // P, each.shape[1]) for each in (y_NI, f_NO))
+    words_PBR = _words(P, y_PNI.shape[1], num_inputs)
+    if total_PIO[0].is_contiguous() and bits.pack_columns(y_PNI.contiguous().numpy(), words_PBR):
+        no_bias = np.empty((P, 0), np.float32)
+        bits.product(words_PBR, _dense(f_PNO), no_bias, total_PIO.numpy(), True, _scratch(num_inputs))
     else:
-        total_IO.addmm_(y_NI.T, f_NO)
+        plain.add_rows_product(total, y_NI, f_NO)
+
+
+def _packed(values: Tensor, dim: int) -> Tensor:
+    """With the leading axis P of a pack; a machine by itself is a pack of one."""
+    values = values.detach()
+    return values.unsqueeze(0) if values.dim() == dim else values
+
+
+def _dense(values_PXY: Tensor) -> np.ndarray:
+    """Each of the P matrices contiguous; they may lie apart, as the rows of a pack's parameters do."""
+    return (values_PXY if values_PXY[0].is_contiguous() else values_PXY.contiguous()).numpy()
 
 
 def _rows(values: Tensor) -> np.ndarray:
@@ -78,8 +93,8 @@ def _rows(values: Tensor) -> np.ndarray:
     return values.detach().reshape(-1, values.shape[-1]).contiguous().numpy()
 
 
-def _words(num_bits: int, rows: int) -> np.ndarray:
-    return np.empty((-(-num_bits // bits.BLOCK), rows), np.uint64)
+def _words(packed: int, num_bits: int, rows: int) -> np.ndarray:
+    return np.empty((packed, -(-num_bits // bits.BLOCK), rows), np.uint64)
 
 
 def _units(num_units: int) -> np.ndarray:

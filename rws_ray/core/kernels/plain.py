@@ -13,10 +13,13 @@ from rws_ray.core.products import add_product
 from rws_ray.core.streams import Stream
 
 
-def linear(y_BKI: Tensor, weight_IO: Tensor, bias_O: Tensor) -> Tensor:
+def linear(y_BKI: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """As kernels.linear."""
     B, K, num_inputs = y_BKI.shape
-    return torch.addmm(bias_O, y_BKI.reshape(B * K, num_inputs), weight_IO).view(B, K, len(bias_O))
+    if weight.dim() == 3:
+        y_PNI = y_BKI.reshape(len(weight), -1, num_inputs)
+        return torch.baddbmm(bias.unsqueeze(1), y_PNI, weight).view(B, K, bias.shape[1])
+    return torch.addmm(bias, y_BKI.reshape(B * K, num_inputs), weight).view(B, K, len(bias))
 
 
 def draw(logits_BKO: Tensor, num_samples: int, stream: Stream) -> tuple[Tensor, Tensor]:
@@ -54,10 +57,22 @@ def add_gradient(
         y_NI = inputs.reshape(B * K, -1)
         residual_NO = residual.expand(B, K, -1).reshape(B * K, -1) * weight_BK.reshape(-1, 1)
     if weight_grad is not None:
-        add_product(weight_grad, y_NI.T, residual_NO)
-    bias_grad.add_(residual_NO.sum(0))
+        add_rows_product(weight_grad, y_NI, residual_NO)
+    bias_grad.add_(residual_NO.view(*bias_grad.shape[:-1], -1, bias_grad.shape[-1]).sum(-2))
 
 
-def add_moment(y_NI: Tensor, weight_N: Tensor, moment_II: Tensor) -> None:
+def add_moment(y_NI: Tensor, weight_N: Tensor, moment: Tensor) -> None:
     """As kernels.add_moment."""
-    moment_II.addmm_(y_NI.T, y_NI * weight_N.unsqueeze(1))
+    weighted_NI = y_NI * weight_N.unsqueeze(1)
+    if moment.dim() == 3:
+        y_PNI, weighted_PNI = (each.view(len(moment), -1, each.shape[1]) for each in (y_NI, weighted_NI))
+        moment.baddbmm_(y_PNI.mT, weighted_PNI)
+    else:
+        moment.addmm_(y_NI.T, weighted_NI)
+
+
+def add_rows_product(total: Tensor, y_NI: Tensor, f_NO: Tensor) -> None:
+    """Add yᵀ f to `total`, (I, O); or for each machine of a pack that of its own rows, to (P, I, O)."""
+    if total.dim() == 3:
+        y_NI, f_NO = (each.reshape(len(total), -1, each.shape[1]) for each in (y_NI, f_NO))
+    add_product(total, y_NI.mT, f_NO)

@@ -1,0 +1,184 @@
+"""The updates of P runs of one shape as one: batched products, each run with its own rates, mix, seed and step.
+
+A stack is made of the runs' updaters, whose tensors become rows of its matrices. So a checkpoint, an estimate or a
+report of one of them reads its rows as if it were alone, and where runs come and go another stack is made of those
+that there are. What is static is shared by all (`shape_of`): layers, kinds, K, batch, micro-shards, optimiser.
+Suffixes: P runs, B rows of a micro-shard of one run, D visible units.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rws_ray.config import Job, determining
+from rws_ray.core.estimators import Estimator
+from rws_ray.core.pack import can_pack, packed_machine
+from rws_ray.core.streams import Stream, generator
+from rws_ray.training.optimizers import Natural, Rates
+from rws_ray.training.reduction import Group, TreeSum
+from rws_ray.training.update import Updater, make_optimizer, training_num_samples
+
+ALIGNED = 16  # floats: rows start as vectors of their own would, so that products take the same paths
+# What the runs of a stack may differ in; in all else that determines a result they are alike.
+OWN_KEYS = (
+    "seed",
+    "estimator.wake_mix",
+    "optim.lr",
+    "optim.lr_q",
+    "optim.schedule",
+    "optim.step_epochs",
+    "optim.patience",
+    "optim.clip_norm",
+    "eval.every",
+)
+
+
+def shape_of(job: Job) -> str:
+    """What jobs of one shape have in common, as text."""
+    return json.dumps({key: value for key, value in determining(job).items() if key not in OWN_KEYS}, sort_keys=True)
+
+
+def can_stack(updater: Updater) -> bool:
+    """Whether the run's updates can be batched with others': sigmoid layers, under rws or wake-sleep."""
+    return can_pack(updater.machine.config(), updater.job.estimator.name) and updater.job.scale.reduction == "exact"
+
+
+def phase(updater: Updater, step: int) -> tuple[int, int]:
+    """What runs that take a step together have in common: their place in the epoch, and K."""
+    return step % updater.epochs.steps, training_num_samples(updater.job, step // updater.epochs.steps)
+
+
+class Stack:
+    """Runs whose updates are one computation."""
+
+    def __init__(self, updaters: Sequence[Updater]):
+        self.updaters, first = list(updaters), updaters[0]
+        self.job, self.layout, self.examples, self.device = first.job, first.layout, first.examples, first.group.device
+        trained = [updater.trained() for updater in updaters]
+        rows = {name: _rows([each[name] for each in trained]) for name in trained[0]}
+        for place, updater in enumerate(updaters):
+            updater.keep_in({name: values[place] for name, values in rows.items()})
+        self.theta, self.sums, self.norms = rows["theta"], rows["sums"], rows["norms"]
+        self.average = rows.get("average")
+        self.optimizer = make_optimizer(self.job, self.layout, first.theta)
+        self.optimizer.state = {name: rows[f"optimizer.{name}"] for name in self.optimizer.state}
+        self.machine = packed_machine(first.machine.config(), self.layout.views(self.theta))
+        shards, length = self.job.scale.micro_shards, _aligned(self.layout.length)
+        self.reduce = TreeSum(Group(device=self.device), shards, len(self.updaters) * length)
+        self.mix = torch.tensor([each.job.estimator.wake_mix for each in updaters], dtype=torch.float64)
+
+    def step(self, steps: Sequence[int]) -> bool:
+        """Take one update of each run, at its own step; all of them are in one phase.
+
+        Returns:
+            False where the loss or gradient of some run is not finite: then nothing was changed.
+        """
+        seeds = [(each.job.seed, step) for each, step in zip(self.updaters, steps, strict=True)]
+        distinct = list(dict.fromkeys(seeds))
+        places = [distinct.index(seed) for seed in seeds]
+        batches = [self.updaters[places.index(number)].epochs.batch(step) for number, (_, step) in enumerate(distinct)]
+        shards = list(zip(*(rows.tensor_split(self.job.scale.micro_shards) for rows in batches), strict=True))
+        wanting = [self.optimizer.wants_moments(step) for step in steps]
+        width = _aligned(self.layout.length if any(wanting) else self.layout.num_summed)
+        before, size = self.sums.clone(), len(self.updaters) * width
+        total = self.reduce(
+            lambda shard, vector: self._add_shard(distinct, places, shard, shards[shard], vector.view(-1, width)), size
+        )
+        total = total.view(-1, width).div_(len(batches[0]))
+        gradient = total[:, : self.layout.num_parameters]
+        norms = (
+            torch.stack([part.norm() for row in gradient for part in self.layout.networks(row)]).double().view(-1, 2)
+        )
+        if not bool(torch.isfinite(norms).all()):
+            self.sums.copy_(before)
+            return False
+        self.norms += norms
+        self._clip(gradient, norms)
+        for updater, row, is_wanted, step in zip(self.updaters, total, wanting, steps, strict=True):
+            if is_wanted and isinstance(updater.optimizer, Natural):
+                updater.optimizer.add_moments(row[self.layout.num_summed : self.layout.length], step)
+        self._move(gradient, steps)
+        return True
+
+    def _add_shard(
+        self, seeds: list[tuple[int, int]], places: list[int], shard: int, rows: Sequence[Tensor], vector: Tensor
+    ) -> None:
+        """Add each run's gradient (and input moments) of its micro-shard to its row of `vector`, and its sums.
+
+        Args:
+            seeds: (seed, step) of the random numbers; those of runs that have the same are drawn once.
+            places: each run's among them.
+            rows: the micro-shard's rows, of each of `seeds`.
+        """
+        num_rows = len(rows[0])
+        if not num_rows:
+            return
+        job, layout = self.job, self.layout
+        for parameter, view in zip(self.machine.parameters_in_order(), layout.views(vector), strict=True):
+            parameter.grad = view
+        wake, sleep, pixels = (
+            [generator(seed, purpose, step, shard, device=self.device) for seed, step in seeds]
+            for purpose in ("wake", "sleep", "binarize")
+        )
+        estimator = Estimator(
+            training_num_samples(job, seeds[0][1] // self.updaters[0].epochs.steps),
+            self.mix.to(self.device).repeat_interleave(num_rows).unsqueeze(1),
+            job.estimator.num_dreams,
+            job.estimator.control_variate,
+        )
+        info = (
+            self.updaters[0]
+            .replicas[0]
+            .add_gradients(
+                self.machine,
+                self._take(rows, pixels, places),
+                estimator,
+                Stream(wake, places),
+                Stream(sleep, places),
+                layout.input_moments(vector) if vector.shape[1] >= layout.length else None,
+            )
+        )
+        self.sums[:, shard] += torch.stack([*info, torch.full_like(info.log_prob, num_rows)], 1)
+        vector[:, 0] += 0.0 * info.log_prob  # NaN where the loss is not finite
+
+    def _take(self, rows: Sequence[Tensor], pixels: list[torch.Generator], places: list[int]) -> Tensor:
+        """The runs' rows one after another, (P B, D)."""
+        if self.examples.is_grey:
+            x_BD = torch.cat([self.examples.take(each, draws) for each, draws in zip(rows, pixels, strict=True)])
+        else:
+            x_BD = self.examples.take(torch.cat(list(rows)))
+        if len(rows) == len(places):
+            return x_BD
+        return x_BD.view(len(rows), -1, x_BD.shape[1])[places].flatten(0, 1)
+
+    def _clip(self, gradient: Tensor, norms: Tensor) -> None:
+        for updater, row, norm in zip(self.updaters, gradient, norms, strict=True):
+            updater.clip(row, norm)
+
+    def _move(self, gradient: Tensor, steps: Sequence[int]) -> None:
+        rates = [updater.rates(step) for updater, step in zip(self.updaters, steps, strict=True)]
+        columns = Rates(*(self._column(values) for values in zip(*rates, strict=True)))
+        self.optimizer.update(self.theta, gradient, columns, self._column(steps))
+        if self.average is not None:
+            weights = [1 - updater.decay(step) for updater, step in zip(self.updaters, steps, strict=True)]
+            self.average.lerp_(self.theta, self._column(weights).float())
+
+    def _column(self, values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float64, device=self.device).unsqueeze(1)
+
+
+def _aligned(length: int) -> int:
+    return -(-length // ALIGNED) * ALIGNED
+
+
+def _rows(values: list[Tensor]) -> Tensor:
+    """The tensors as rows of one, the last axis of each on a boundary of its own."""
+    size = values[0].shape[-1]
+    rows = values[0].new_zeros(len(values), *values[0].shape[:-1], _aligned(size))[..., :size]
+    for row, each in zip(rows, values, strict=True):
+        row.copy_(each)
+    return rows
