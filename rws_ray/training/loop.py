@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,6 +47,7 @@ from rws_ray.training.update import Updater, training_num_samples
 MAX_FAILED_WRITES = 3  # of checkpoints, in a row
 CLOCK_STEPS = 10  # between looks at the clock, where optim.max_seconds ends the run
 ESTIMATE_SEED = 0  # the same random numbers for every model that is compared, whatever seed trained it
+UPDATE, REPORT = "update", "report"  # what a run's rounds yield
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -74,6 +75,7 @@ class Fitter:
         self.determining = determining(job, data=dataset.digest, **digests)
         self.failed_writes, self.saved_step = 0, -1
         self.tried_again: set[int] = set()  # steps that were not finite, and that a rollback takes again
+        self.clock: Callable[[], float] = time.perf_counter  # of the seconds of updates
 
     def resume(self) -> bool:
         """Go on from the newest complete checkpoint, if there is one."""
@@ -154,24 +156,34 @@ class Fitter:
         Raises:
             Stopped: the run was asked to stop; its last step has a checkpoint.
         """
-        lookout, started = Lookout(self.group, self.store), time.perf_counter()
+        for due in self.rounds(stop_after):
+            if due == UPDATE:
+                self.take_step()
+        return self.progress.is_finished(self.job, self.updater.epochs.steps)
+
+    def rounds(self, stop_after: int | None = None) -> Iterator[str]:
+        """The run up to its end, for whoever drives it alone or beside others (training.pack).
+
+        Yields UPDATE where the caller is to take the next step, and REPORT once a report was made: it is to be kept
+        before the run goes on to the checkpoint that follows from it. Raises as `train`.
+        """
+        lookout, started = Lookout(self.group, self.store), self.clock()
         self._share_time()
         try:
             while True:
                 step = self.progress.step
                 if self._is_report_due():
                     self._report_epoch()
+                    yield REPORT
                     self.save(is_scheduled=step % self._report_steps == 0)
-                    started = time.perf_counter()
+                    started = self.clock()
                 elif self._is_checkpoint_due():
                     self.save()
-                    started = time.perf_counter()
-                if self.progress.is_finished(self.job, self.updater.epochs.steps):
-                    return True
-                if step == stop_after:
-                    return False
+                    started = self.clock()
+                if self.progress.is_finished(self.job, self.updater.epochs.steps) or step == stop_after:
+                    return
                 lookout.check()
-                self._step()
+                yield UPDATE
                 if self._is_clock_due():
                     started = self._count(started)
         except Stopped:
@@ -200,7 +212,7 @@ class Fitter:
 
     def _count(self, started: float) -> float:
         """Add the time since `started` to the run's seconds and start anew; under a limit all workers have rank 0's."""
-        now = time.perf_counter()
+        now = self.clock()
         self.progress.seconds += now - started
         if self.job.optim.max_seconds:
             seconds = torch.zeros(1, dtype=torch.float64, device=self.group.device)
@@ -213,17 +225,23 @@ class Fitter:
         limit = self.job.optim.max_seconds
         self.updater.time_share = self.progress.seconds / limit if limit else 0.0
 
-    def _step(self) -> None:
-        progress = self.progress
+    def take_step(self) -> None:
+        """Take the next update, or what optim.on_nonfinite says of one that is not finite."""
         with factors(self.job.scale.precision):
             try:
-                self.updater.step(progress.step)
-                progress.skipped = 0
+                self.updater.step(self.progress.step)
             except NotFiniteError:
                 if not self._leave_out():
                     return
-                progress.skipped += 1
-        progress.step += 1
+                self.progress.skipped += 1
+                self.progress.step += 1
+            else:
+                self.stepped()
+
+    def stepped(self) -> None:
+        """The next update was taken."""
+        self.progress.skipped = 0
+        self.progress.step += 1
 
     def _leave_out(self) -> bool:
         """Whether this step's update, which is not finite, is to be left out; or the run went back, or it ends."""

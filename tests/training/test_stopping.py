@@ -26,7 +26,7 @@ def kept(record: Record) -> tuple[Any, ...]:
 def stopped_and_gone_on(store: Store, moment: str) -> tuple[list[int], list[tuple[Any, ...]], Any]:
     """Stop at a moment, go on: the checkpoints at the stop, all reports, and the bits at the end."""
     told: list[Record] = []
-    estimate, step = loop.estimate_split, Fitter._step
+    estimate, step = loop.estimate_split, Fitter.take_step
 
     def at_the_second_estimate(*arguments: Any, **options: Any) -> Any:
         if len(told) == 2:  # the start, and the first epoch
@@ -42,7 +42,7 @@ def stopped_and_gone_on(store: Store, moment: str) -> tuple[list[int], list[tupl
         if moment == "estimate":
             patch.setattr(loop, "estimate_split", at_the_second_estimate)
         else:
-            patch.setattr(Fitter, "_step", at_the_seventh_step)
+            patch.setattr(Fitter, "take_step", at_the_seventh_step)
         patch.setattr("rws_ray.training.stopping.LOCAL_SECONDS", 0.0)  # looks at each step
         assert fit(JOB, tiny_dataset(), Group(), store, told.append) is None
     steps = store.steps()

@@ -1,0 +1,140 @@
+"""A pack: runs of one shape in one process, as many trials of a search are.
+
+Each is a run of its own, with its job, its checkpoints and its reports, and comes to the bits that it has alone. They
+share the process, the data and, where the mathematics can be batched (training.stack), their updates. Runs leave when
+they end or are dropped, and others take their places. A run that joins at another place of the epoch waits until the
+others come by: the largest group in one phase goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rws_ray.config import Job
+from rws_ray.core.products import factors
+from rws_ray.data import Dataset
+from rws_ray.errors import RwsError
+from rws_ray.training.checkpoint import open_store
+from rws_ray.training.loop import REPORT, UPDATE, Fitter
+from rws_ray.training.reduction import Group
+from rws_ray.training.stack import Stack, can_stack, phase
+
+Event = tuple[int, dict[str, Any]]
+
+
+@dataclass
+class Member:
+    """One run of a pack: how it is driven, what it waits for, and its share of the time."""
+
+    fitter: Fitter
+    rounds: Iterator[str]
+    due: str = REPORT  # nothing: it may go on
+    seconds: float = 0.0
+
+
+class Pack:
+    """Runs that go on together.
+
+    Args:
+        dataset: of all of them; the test data are not touched.
+        group: this process, with the device.
+    """
+
+    def __init__(self, dataset: Dataset, group: Group):
+        self.dataset, self.group = dataset, group
+        self.members: dict[int, Member] = {}
+        self.events: list[Event] = []
+        self.stack: Stack | None = None
+
+    def add(self, number: int, job: Job, place: str, initial: Path | None = None) -> None:
+        """Let a run join: from its newest checkpoint, if there is one.
+
+        Args:
+            number: names the run in events.
+            job: of the shape that the others have.
+            place: of its checkpoints.
+            initial: folder of the model to start from.
+        """
+
+        def tell(record: dict[str, Any]) -> None:
+            if record["kind"] in ("epoch", "warning"):
+                self.events.append((number, record))
+
+        try:
+            fitter = Fitter(job, self.dataset, self.group, open_store(place), tell, initial)
+            if not fitter.resume() and job.optim.on_nonfinite == "rollback":
+                fitter.save()  # something to go back to
+        except RwsError as error:
+            self.events.append((number, {"kind": "failed", "message": str(error)}))
+            return
+        member = self.members[number] = Member(fitter, fitter.rounds())
+        fitter.clock = lambda: member.seconds
+
+    def drop(self, number: int) -> None:
+        """Take a run out; it comes to no more checkpoints."""
+        self.members.pop(number, None)
+
+    def advance(self) -> list[Event]:
+        """Go on until there is something to tell, (number, record) each: reports, warnings, `end`, `failed`.
+
+        A run goes on from its report to the checkpoint that follows from it only when this is called again.
+        """
+        while self.members and not self.events:
+            for number, member in list(self.members.items()):
+                if member.due != UPDATE:
+                    self._continue(number, member)
+            if not self.events and self.members:
+                self._update()
+        told, self.events = self.events, []
+        return told
+
+    def _continue(self, number: int, member: Member) -> None:
+        try:
+            member.due = next(member.rounds)
+        except StopIteration:
+            self._leave(number, {"kind": "end"})
+        except RwsError as error:
+            self._leave(number, {"kind": "failed", "message": str(error)})
+
+    def _leave(self, number: int, record: dict[str, Any]) -> None:
+        del self.members[number]
+        self.events.append((number, record))
+
+    def _update(self) -> None:
+        """One update of the runs in the most common phase."""
+        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for number, member in self.members.items():
+            groups[phase(member.fitter.updater, member.fitter.progress.step)].append(number)
+        numbers = max(groups.values(), key=len)
+        fitters, started = [self.members[number].fitter for number in numbers], time.perf_counter()
+        if self._stacked(fitters):
+            for fitter in fitters:
+                fitter.stepped()
+        else:
+            self._take_steps(numbers)
+        share = (time.perf_counter() - started) / len(numbers)
+        for member in (self.members[number] for number in numbers if number in self.members):
+            member.seconds += share
+            member.due = REPORT
+
+    def _stacked(self, fitters: list[Fitter]) -> bool:
+        """Take all their updates as one; False where that cannot be, or one is not finite: then nothing was changed."""
+        updaters = [fitter.updater for fitter in fitters]
+        if len(updaters) < 2 or not can_stack(updaters[0]):
+            return False
+        if self.stack is None or self.stack.updaters != updaters:
+            self.stack = Stack(updaters)
+        with factors(fitters[0].job.scale.precision):
+            return self.stack.step([fitter.progress.step for fitter in fitters])
+
+    def _take_steps(self, numbers: list[int]) -> None:
+        for number in numbers:
+            try:
+                self.members[number].fitter.take_step()
+            except RwsError as error:
+                self._leave(number, {"kind": "failed", "message": str(error)})
