@@ -58,7 +58,7 @@ def test_the_tracking_server_starts_with_what_its_container_may_write_to(tmp_pat
     container = container_of(render("dev"), "Deployment", "mlflow")
     program = (
         "import subprocess, sys, time, urllib.request\n"
-        "server = subprocess.Popen(['mlflow', 'server', '--backend-store-uri', 'sqlite:////tmp/mlflow.db',\n"
+        "server = subprocess.Popen([sys.executable, '-m', 'mlflow', 'server', '--backend-store-uri', 'sqlite:////tmp/mlflow.db',\n"
         "    '--artifacts-destination', '/tmp/artifacts', '--port', '5999', '--workers', '1'])\n"
         "for attempt in range(200):\n"
         "    try:\n"
