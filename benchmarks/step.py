@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,8 @@ ALONE = {"scale.num_workers": 1}
 CPU = torch.device("cpu")
 
 
-def step_flops(num_samples: int) -> float:
+def step_flops(num_samples: int, widths: Sequence[int] = (DIM, *LAYERS)) -> float:
     """Multiplications and additions of an example's products: sampling q, scoring p, gradients of both, one dream."""
-    widths = [DIM, *LAYERS]
     weights = [below * above for below, above in itertools.pairwise(widths)]
     first, rest, all_of_them = weights[0], sum(weights[1:]), sum(weights)
     # q's first layer once for x; p, and q above it, for each sample; a dream passes p, then q; gradients as much again.

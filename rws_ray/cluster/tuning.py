@@ -1,4 +1,4 @@
-"""A sweep's trials under Ray Tune: placed, started, stopped early or when asked.
+"""A sweep's trials under Ray Tune, or in packs (cluster.packing): placed, started, stopped early or when asked.
 
 Tune is used afresh at each start, with the trials that have no end in the ledger; its own snapshots are never read.
 """
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rws_ray.cluster.packing import MAX_FAILURES, Packs, is_packed, pack_size
 from rws_ray.cluster.session import cpus_per_worker, is_gone, on_a_cluster
 from rws_ray.cluster.sweep import Sweep
 from rws_ray.cluster.trials import run_trial, trial_resources
@@ -21,7 +22,6 @@ from rws_ray.errors import ConfigError, RunError
 from rws_ray.space import Space
 from rws_ray.tracking import import_mlflow
 
-MAX_FAILURES = 3  # restarts of a trial whose process died
 WATCH_SECONDS = 3.0
 REDUCTION = 3  # ASHA: of this many trials at a rung, one goes on
 NUM_RUNGS = 3
@@ -47,13 +47,16 @@ def run_trials(sweep: Sweep, verbose: bool) -> None:
     numbers = sweep.to_run()
     if not numbers:
         return
-    limit = _concurrency(sweep.space)
+    limit, packed = _concurrency(sweep.space), is_packed(sweep.space)
     os.environ.update(TUNE)
     # Tune logs the whole traceback of a trial whose process died; our callback tells it in a line.
     logging.getLogger("ray.tune").setLevel(logging.INFO if verbose else logging.CRITICAL)
     scratch = sweep.folder / "ray"
     try:
-        _run_stoppable(sweep, lambda: _tuner(sweep, numbers, limit, scratch, verbose).fit())
+        if packed:
+            _run_stoppable(sweep, lambda: _packs(sweep, numbers).run())
+        else:
+            _run_stoppable(sweep, lambda: _tuner(sweep, numbers, limit, scratch, verbose).fit())
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     left = sweep.to_run()
@@ -114,6 +117,16 @@ def _concurrency(space: Space) -> int | None:
     if gpus:
         room = min(room, int(total["GPU"] / gpus))
     return max(min(asked or room, room), 1)
+
+
+def _packs(sweep: Sweep, numbers: list[int]) -> Packs:
+    """The trials in as many packs as the cluster has room for."""
+    import ray
+
+    total, asked = ray.cluster_resources(), trial_resources(sweep.space.job(sweep.space.draw(0)))
+    num_packs = min(int(total.get(kind, 0) / each) for kind, each in asked.items())
+    num_packs = max(min(num_packs, len(numbers)), 1)
+    return Packs(sweep, numbers, scheduler(sweep.space), num_packs, pack_size(sweep.space, len(numbers), num_packs))
 
 
 def _tuner(sweep: Sweep, numbers: list[int], limit: int | None, scratch: Path, verbose: bool) -> Any:

@@ -1,0 +1,126 @@
+"""A sweep whose trials go in packs: the ledger, the runs and the winner of trials by themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from rws_ray.cluster.ledger import Ledger
+from rws_ray.cluster.packing import is_packed, pack_size
+from rws_ray.cluster.search import run_sweep
+from rws_ray.cluster.sweep import prepare_sweep
+from rws_ray.data import open_dataset
+from rws_ray.errors import ConfigError
+from rws_ray.space import Space, load_space
+from rws_ray.tracking import connect
+from rws_ray.training.checkpoint import open_store
+from rws_ray.training.loop import fit
+from rws_ray.training.reduction import Group
+
+SPACE = """
+name = "packed"
+seed = { choice = [0, 1] }
+[model]
+layers = { choice = [[6], [6, 4]] }
+[estimator]
+num_samples = 2
+wake_mix = { uniform = [0.0, 1.0] }
+[optim]
+lr = { loguniform = [0.5, 3.0] }
+epochs = 3
+batch_size = 200
+[eval]
+num_samples = 5
+rows = 60
+final_num_samples = 10
+[search]
+num_trials = 9
+pack = 2
+"""
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("RWS_HOME", str(tmp_path / "runs"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    return tmp_path / "runs"
+
+
+def space(folder: Path, *changes: str) -> Space:
+    file = folder / "space.toml"
+    file.write_text(SPACE)
+    return load_space(str(file), list(changes))
+
+
+def alone(job: Any, place: Path) -> list[tuple[int, float]]:
+    """The reports of a job trained on its own."""
+    reports: list[dict[str, Any]] = []
+    fit(job, open_dataset("digits"), Group(), open_store(place), reports.append, with_test=False)
+    return [(each["step"], each["valid_nll"]) for each in reports if each["kind"] == "epoch"]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_packed_sweep_stops_refills_and_ends_as_trials_by_themselves_do(home, tmp_path, monkeypatch):
+    monkeypatch.setattr("rws_ray.cluster.tuning._tuner", None)  # no process for each trial
+    packed = space(tmp_path)
+    result = run_sweep(prepare_sweep(packed), lambda ledger, sentence: None)
+    ledger = Ledger(home / "packed" / "ledger.jsonl")
+    counts = ledger.counts()
+    assert counts["finished"] + counts["stopped"] == 9
+    assert counts["stopped"] >= 1
+    for trial in ledger.trials.values():
+        assert trial.values == packed.draw(trial.number)
+        whole = alone(packed.job(trial.values, f"alone-{trial.number}"), tmp_path / f"alone-{trial.number}")
+        heard = [(report["step"], report["valid_nll"]) for report in trial.reports.values()]
+        assert heard == (whole if trial.state == "finished" else whole[: len(heard)])
+    runs = {run.info.run_name: run for run in connect(home).client.search_runs(["1"])}
+    status = {"finished": "FINISHED", "stopped": "KILLED"}
+    assert {name: run.info.status for name, run in runs.items()} == {"packed": "FINISHED"} | {
+        f"packed-{trial.number:03d}": status[trial.state] for trial in ledger.trials.values()
+    }
+    assert {run.data.tags.get("mlflow.parentRunId") for name, run in runs.items() if name != "packed"} == {
+        result["run_id"]
+    }
+    assert result["leaderboard"][0]["trial"] == result["trial"]
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("ray_session")
+def test_a_pack_whose_process_dies_goes_on_from_its_checkpoints(home, tmp_path):
+    packed = space(tmp_path, "--search.scheduler", "none", "--search.num_trials", "4", "--optim.epochs", "30")
+    told: list[str] = []
+    victims: list[psutil.Process] = []
+
+    def show(ledger: Ledger, sentence: str) -> None:
+        told.append(sentence)
+        if not victims and any(len(trial.reports) > 4 for trial in ledger.trials.values()):
+            victims.extend(each for each in psutil.process_iter(["name"]) if "PackActor" in each.info["name"])
+            victims[0].kill()
+
+    run_sweep(prepare_sweep(packed), show)
+    assert any("it goes on from its last checkpoint" in sentence for sentence in told)
+    for trial in Ledger(home / "packed" / "ledger.jsonl").trials.values():
+        whole = alone(packed.job(trial.values, f"alone-{trial.number}"), tmp_path / f"alone-{trial.number}")
+        assert [(report["step"], report["valid_nll"]) for report in trial.reports.values()] == whole
+
+
+def test_trials_of_several_workers_or_with_a_time_limit_are_not_packed(tmp_path):
+    assert is_packed(space(tmp_path))
+    assert is_packed(space(tmp_path, "--search.pack", "auto"))
+    assert not is_packed(space(tmp_path, "--search.pack", "off"))
+    for change in (("--scale.num_workers", "2"), ("--optim.max_seconds", "5")):
+        assert not is_packed(space(tmp_path, "--search.pack", "auto", *change))
+        with pytest.raises(ConfigError, match=r"search\.pack: trials of several workers"):
+            is_packed(space(tmp_path, *change))
+
+
+def test_auto_shares_the_trials_out_evenly_and_leaves_tpe_results_to_follow(tmp_path):
+    auto = space(tmp_path, "--search.pack", "auto")
+    assert [pack_size(auto, number, 2) for number in (1, 9, 64, 1000)] == [1, 5, 32, 32]
+    assert pack_size(space(tmp_path, "--search.pack", "auto", "--search.algorithm", "tpe"), 64, 2) == 4
+    assert pack_size(space(tmp_path, "--search.pack", "7"), 64, 2) == 7
+    assert pack_size(space(tmp_path, "--search.pack", "auto", "--search.max_concurrent", "6"), 64, 2) == 3
