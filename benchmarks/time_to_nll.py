@@ -98,10 +98,8 @@ def main(arguments: list[str]) -> None:
     facts = machine()
     if "--record" in arguments:
         estimate = f"K = {count(job.eval.num_samples)}, {count(job.eval.rows) if job.eval.rows else 'all'} rows"
-        where = (
-            facts.get("gpu")
-            or f"{facts['cpu']}, {job.scale.threads_per_worker * max(job.scale.max_workers, 1)} threads"
-        )
+        threads = job.scale.threads_per_worker * max(job.scale.max_workers, 1)
+        where = facts.get("gpu") or f"{facts['cpu']}, {threads} thread{'s' * (threads > 1)}"
         told = {"estimate": estimate, "machine": where, "commit": records.commit()}
         print(records.add(records.FILE, TARGETS, rows, told | {"command": records.command(arguments)}))
     if "--json" in parsed.flags:

@@ -82,8 +82,8 @@ def write(out: Path, rows: Mapping[str, Sequence[Row]], runs: Sequence[TrackedRu
 
 def draw(experiment: Experiment, rows: Sequence[Row], path: Path) -> None:
     """The figure of an experiment."""
-    if experiment.x == "rows":
-        results_figures.rows_and_published(experiment.title, rows, path)
+    if experiment.x in ("rows", "differences"):
+        results_figures.rows_and_published(experiment.title, rows, path, experiment.x == "differences")
     else:
         results_figures.nll_over_samples(experiment.title, experiment.x, rows, path)
 
@@ -128,6 +128,7 @@ def planned_rows(file: str) -> Iterator[Planned]:
         job = load_job(file, []).job
         layers = "-".join(map(str, job.model.layers))
         what = f"{job.data.name}, {layers}" + (f", {_kinds(job)}" if job.model.p_layer != "sbn" else "")
+        what += f", from {job.model.warm_start}" if job.model.warm_start else ""
         yield Planned(what, file, job, is_trial=False)
         return
     space = load_space(file, [])

@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.shots import pytest_terminal_summary, shot
+
+__all__ = ["pytest_terminal_summary", "shot"]  # for every room: faults are counted
+
 # One thread, so that figures and timings do not depend on the machine's load.
 torch.set_num_threads(1)
 

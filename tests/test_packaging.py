@@ -54,9 +54,12 @@ def test_a_wheel_holds_jobs_and_spaces_and_runs_outside_the_checkout(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         archive.extractall(tmp_path / "site")
-    for name in ("rws_ray/jobs/digits.toml", "rws_ray/tune_spaces/digits.toml", "rws_ray/py.typed"):
+    folders = ("jobs", "tune_spaces")
+    ours = [file.relative_to(ROOT) for folder in folders for file in (ROOT / folder).rglob("*.toml")]
+    for name in ("rws_ray/py.typed", *(f"rws_ray/{file}" for file in ours)):
         assert name in names
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/"))]
+    assert not [name for name in names if name.endswith(".safetensors")]
     empty = tmp_path / "empty"
     empty.mkdir()
     environment = {"PYTHONPATH": str(tmp_path / "site"), "RWS_HOME": str(tmp_path / "home"), "PATH": ""}

@@ -12,10 +12,12 @@ import pytest
 import rws_ray
 from rws_ray import paper
 from rws_ray.__main__ import dispatch
+from rws_ray.config import determining, flatten, load_job
 from rws_ray.data import make_split, write_split
 from rws_ray.errors import ConfigError
 from rws_ray.report.published import EXPERIMENTS, PUBLISHED
 from rws_ray.report.results_page import Measured, behind, filled
+from rws_ray.report.terminal import nll_text
 
 ROOT = Path(__file__).parents[1]
 JOBS = sorted(str(file.relative_to(ROOT)) for file in ROOT.glob("jobs/paper/*.toml"))
@@ -133,6 +135,29 @@ def test_a_row_takes_the_run_of_its_own_model_with_the_lowest_validation_nll():
     assert paper.matching(planned, others) is None
     runs = [run("short", 91.0, optim__epochs="2"), *others, run("long", 90.0), run("wild", 95.0, optim__lr="9.0")]
     assert paper.matching(planned, runs).name == "long"
+
+
+def test_the_committed_weights_are_those_of_the_headlines_job():
+    folder = ROOT / "results" / "headline"
+    job, stored = load_job("jobs/paper/headline.toml", []).job, json.loads((folder / "job.json").read_text())
+    asked, known = determining(job), flatten(stored)
+    assert {key: known[key] for key in asked if key in known} == {key: asked[key] for key in asked if key in known}
+    assert {"model.layers", "estimator.raise_num_samples", "optim.lr"} <= known.keys()
+    machine = rws_ray.load_model(str(folder))
+    assert (machine.dim, machine.layers) == (784, job.model.layers)
+
+
+def test_the_committed_weights_have_the_test_nll_that_is_told(shared_data, capsys):
+    folder = ROOT / "results" / "headline"
+    told = json.loads((folder / "metrics.json").read_text())
+    text = nll_text(told["nll"], told["nll_stderr"], told["num_samples"])
+    assert text in (ROOT / "docs" / "results.md").read_text().replace("\n", " ")
+    dispatch(
+        ["evaluate", str(folder), "--data-path", str(shared_data), "--num-samples", "1", "--num-workers", "0", "--json"]
+    )
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["rows"] == told["rows"] == 10_000
+    assert found["nll"] == pytest.approx(told["curve"][0]["nll"], abs=0.5)  # one sample a row: ± 0.1 or so
 
 
 def test_a_lead_within_two_standard_errors_is_told_as_none():

@@ -22,7 +22,8 @@ class Experiment(NamedTuple):
     Attributes:
         name: of its part of the page and of its figure.
         files: below the folder of the repository or of the package.
-        x: `rows` (one line a row), or what its curves are drawn over: `training samples`, `test samples`.
+        x: `rows` (one line a row), `differences` (the same, less the published figure: rows of unlike data), or what
+            its curves are drawn over: `training samples`, `test samples`.
     """
 
     name: str
@@ -37,7 +38,12 @@ EXPERIMENTS = (
     Experiment(
         "depth",
         "One to six layers, and the headline",
-        ("tune_spaces/paper/depth.toml", "jobs/paper/headline.toml", "jobs/paper/headline_dynamic.toml"),
+        (
+            "tune_spaces/paper/depth.toml",
+            "jobs/paper/headline.toml",
+            "jobs/paper/headline_continued.toml",
+            "jobs/paper/headline_dynamic.toml",
+        ),
     ),
     Experiment(
         "test_samples",
@@ -56,6 +62,7 @@ EXPERIMENTS = (
         "other_data",
         "Other data",
         ("jobs/paper/adult.toml", "jobs/paper/connect4.toml", "jobs/paper/dna.toml", "jobs/paper/ocr_letters.toml"),
+        "differences",
     ),
 )
 
@@ -74,6 +81,7 @@ PUBLISHED = {
     ("q_updates", "wake_mix 0.5"): Published(91.9, None, Q),
     ("q_updates", "wake_mix 1"): Published(92.8, None, Q),
     ("headline", HEADLINE): Published(85.48, 100_000, BEST),
+    ("headline_continued", f"{HEADLINE}, from results/headline"): Published(85.48, 100_000, BEST),
     ("layer_kinds", "p sbn, q sbn"): Published(103.1, 100_000, MNIST),
     ("layer_kinds", "p sbn, q nade"): Published(95.0, 500, MNIST),
     ("layer_kinds", "p ar-sbn, q nade"): Published(89.2, 500, MNIST),

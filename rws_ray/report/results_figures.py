@@ -14,32 +14,36 @@ _DASHES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D")
 
 
-def rows_and_published(title: str, rows: Sequence[Row], path: str | Path) -> Path:
+def rows_and_published(title: str, rows: Sequence[Row], path: str | Path, is_difference: bool = False) -> Path:
     """One line a row, the first on top: the measured test NLL ± 2 standard errors, and the published one.
 
     Args:
         title: of the experiment.
         rows: at least one with a run.
         path: of the PNG; beside it a CSV with a line for each row.
+        is_difference: draw each figure less its row's published one; rows without one are left out.
     """
+    rows = [row for row in rows if row.published] if is_difference else rows
     places = range(len(rows))
+    base = [row.published.nll if is_difference and row.published else 0.0 for row in rows]
     told = (
         "Test NLL of the whole test set, each with the K of its row in the table; bars: ± 2 s.e. over test rows. "
         "Rows without a dark dot were not run."
     )
     with style.look():
         lines = len(style.caption_lines(told))
-        figure, axes = style.chart(title, "test NLL (nats per example)", "", lines, 170 + _ROW * len(rows))
+        x = "test NLL less the published one (nats per example)" if is_difference else "test NLL (nats per example)"
+        figure, axes = style.chart(title, x, "", lines, 170 + _ROW * len(rows))
         measured = [(place, row.measured) for place, row in zip(places, rows, strict=True) if row.measured]
         axes.errorbar(
-            [found.nll for _, found in measured], [place for place, _ in measured],
+            [found.nll - base[place] for place, found in measured], [place for place, _ in measured],
             xerr=[2 * found.nll_stderr for _, found in measured], fmt="o", color=style.ACCENT, capsize=3,
             markersize=7, label="here", zorder=3,
         )  # fmt: skip
         published = [(place, row.published.nll) for place, row in zip(places, rows, strict=True) if row.published]
         if published:
             axes.plot(
-                [nll for _, nll in published], [place for place, _ in published], "D", markersize=9,
+                [nll - base[place] for place, nll in published], [place for place, _ in published], "D", markersize=9,
                 markerfacecolor="none", markeredgecolor=style.SECOND, markeredgewidth=1.8, label="published",
             )  # fmt: skip
         axes.set_yticks(list(places), [row.what for row in rows])
@@ -73,7 +77,9 @@ def nll_over_samples(title: str, x: str, rows: Sequence[Row], path: str | Path) 
     else:
         points = sorted((row.num_samples, found.nll, found.nll_stderr) for row, found in runs)
         curves = [("test NLL", points)]
-        told = f"Test NLL with K = {count(runs[0][1].num_samples)} test samples; bars: ± 2 s.e. over test rows."
+        known = sorted({found.num_samples for _, found in runs})
+        samples = " and ".join(f"K = {count(each)}" for each in known)
+        told = f"Test NLL with {samples} test samples; bars: ± 2 s.e. over test rows."
     with style.look():
         lines = len(style.caption_lines(told))
         figure, axes = style.chart(title, f"{x}, K", "test NLL (nats per example)", lines)

@@ -33,6 +33,7 @@ _GREYS = ("#1a1a1a", "#1f4e8c", "#6b6b6b", "#d08a3c", "#a8a8a8")
 _LABEL = 150  # pixels left of a row of tiles
 _GAP = 8
 _LARGEST_TILE = 120
+_WIDE = 18  # units; twenty wider images in a row would be drawn a pixel a unit
 
 
 def receptive_fields(weight_UD: npt.ArrayLike, shape: tuple[int, ...], path: str | Path, into: str = "logit") -> Path:
@@ -57,7 +58,8 @@ def receptive_fields(weight_UD: npt.ArrayLike, shape: tuple[int, ...], path: str
         f"mid-grey 0, white −{scale:.2g} ({change})."
     )
     with style.look():
-        per_row = 20 if len(order) > 20 else 10
+        is_wide = len(shape) == 2 and shape[1] > _WIDE
+        per_row = 20 if len(order) > 20 and not is_wide else 10
         groups = [(names[at : at + per_row], fields[at : at + per_row]) for at in range(0, len(order), per_row)]
         labels = ["" if len(shape) == 2 else "units, strongest above"]
         if len(shape) == 2:

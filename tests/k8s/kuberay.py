@@ -1,11 +1,11 @@
-"""KubeRay 1.7 as far as it judges an object: its CRDs' schemas, strictly and with defaults filled, and the rules of
-its operator that no schema holds (ray-operator/controllers/ray/utils/validation.go)."""
+"""KubeRay 1.7 as far as it judges an object: its CRDs' schemas, strictly and with defaults filled, the rules (CEL) in
+them, and the rules of its operator that no schema holds (ray-operator/controllers/ray/utils/validation.go)."""
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,25 @@ FILES = {"RayCluster": "ray.io_rayclusters.yaml", "RayJob": "ray.io_rayjobs.yaml
 MODES = ("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode")
 RESOURCE_PARAMS = {"num-cpus", "num-gpus", "memory", "resources"}
 OLDEST_WITH_TOKENS = (2, 52, 0)
+
+# The CRDs' rules, by their text: one that is not known here is a KeyError. Those of `oldSelf` judge changes alone.
+CEL: dict[str, Callable[[Any], bool]] = {
+    "self in ['ray.io/kuberay-operator', 'kueue.x-k8s.io/multikueue']": lambda value: (
+        value in ("ray.io/kuberay-operator", "kueue.x-k8s.io/multikueue")
+    ),
+    "!((has(self.onSuccess) || has(self.onFailure)) && has(self.deletionRules))": lambda value: (
+        not (("onSuccess" in value or "onFailure" in value) and "deletionRules" in value)
+    ),
+    "((has(self.onSuccess) && has(self.onFailure)) || has(self.deletionRules))": lambda value: (
+        ("onSuccess" in value and "onFailure" in value) or "deletionRules" in value
+    ),
+    "!(has(self.jobStatus) && has(self.jobDeploymentStatus))": lambda value: (
+        not ("jobStatus" in value and "jobDeploymentStatus" in value)
+    ),
+    "has(self.jobStatus) || has(self.jobDeploymentStatus)": lambda value: (
+        "jobStatus" in value or "jobDeploymentStatus" in value
+    ),
+}
 
 
 @functools.cache
@@ -65,7 +84,36 @@ def schema_faults(folder: Path, each: Object) -> list[str]:
     """What the API server would refuse."""
     strict = schema(folder, each["kind"])
     found = jsonschema.Draft7Validator(strict).iter_errors(fill(each, strict))
-    return [f"{'/'.join(map(str, error.absolute_path))}: {error.message[:200]}" for error in found]
+    faults = [f"{'/'.join(map(str, error.absolute_path))}: {error.message[:200]}" for error in found]
+    return [*faults, *rule_faults(fill(each, strict), strict)]
+
+
+def rule_faults(value: Any, node: Object, path: str = "") -> Iterator[str]:
+    """What the schema's rules refuse, at whatever depth they stand."""
+    for rule in node.get("x-kubernetes-validations", []):
+        text = " ".join(rule["rule"].split())
+        if "oldSelf" not in text and not CEL[text](value):
+            yield f"{path}: {rule['message']}"
+    if isinstance(value, dict):
+        rest = node.get("additionalProperties")
+        for key, each in value.items():
+            below = node.get("properties", {}).get(key, rest)
+            if isinstance(below, dict):
+                yield from rule_faults(each, below, f"{path}/{key}".lstrip("/"))
+    elif isinstance(value, list) and "items" in node:
+        for index, each in enumerate(value):
+            yield from rule_faults(each, node["items"], f"{path}/{index}")
+
+
+def rules_of(node: Any) -> Iterator[str]:
+    """The text of every rule in a schema."""
+    if isinstance(node, dict):
+        yield from (" ".join(rule["rule"].split()) for rule in node.get("x-kubernetes-validations", []))
+        for each in node.values():
+            yield from rules_of(each)
+    elif isinstance(node, list):
+        for each in node:
+            yield from rules_of(each)
 
 
 def operator_faults(each: Object) -> list[str]:

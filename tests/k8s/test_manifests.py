@@ -8,7 +8,7 @@ from pathlib import Path
 
 import kubernetes_validate
 import pytest
-from kuberay import operator_faults, schema_faults
+from kuberay import CEL, FILES, operator_faults, rules_of, schema, schema_faults
 from manifests import OVERLAYS, RAY_KINDS, Object, crd_folder, find, label, platform, render
 
 KUBERNETES = "1.37"
@@ -84,6 +84,43 @@ def test_a_fault_in_a_ray_object_is_caught_by_its_schema(fault, crds):
     each = find(render("dev-jobs"), "RayJob", "rws-train")
     fault(each["spec"])
     assert schema_faults(crds, each) != []
+
+
+def test_every_rule_in_the_schemas_is_evaluated(crds):
+    texts = {text for kind in FILES for text in rules_of(schema(crds, kind)) if "oldSelf" not in text}
+    assert texts == CEL.keys()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"managedBy": "somebody"},
+        {"deletionStrategy": {"onSuccess": {"policy": "DeleteCluster"}}},
+        {"deletionStrategy": {"deletionRules": [{"policy": "DeleteCluster", "condition": {}}]}},
+        {
+            "deletionStrategy": {
+                "deletionRules": [{"policy": "DeleteCluster", "condition": {"jobStatus": "FAILED"}}],
+                "onSuccess": {"policy": "DeleteCluster"},
+            }
+        },
+        {
+            "deletionStrategy": {
+                "deletionRules": [
+                    {
+                        "policy": "DeleteCluster",
+                        "condition": {"jobStatus": "FAILED", "jobDeploymentStatus": "Failed"},
+                    }
+                ]
+            }
+        },
+    ],
+    ids=["managedBy", "one of two", "no condition", "old and new", "two conditions"],
+)
+def test_a_fault_that_only_a_rule_of_the_schema_refuses_is_caught(fault, crds):
+    each = find(render("dev-jobs"), "RayJob", "rws-train")
+    each["spec"] |= fault
+    (told,) = schema_faults(crds, each)
+    assert told.startswith(("managedBy", "deletionStrategy", "spec/"))
 
 
 def test_defaults_are_filled_before_an_object_is_judged(crds):

@@ -81,7 +81,8 @@ def main(folder: Path, epochs: int) -> None:
         result = train("long", epochs)
         after, still = usage(), left_over()
     lines = [json.loads(line) for line in (folder / "usage").read_text().splitlines()]
-    files = sorted(str(file.relative_to(folder)) for file in (folder / "tmp").rglob("*"))
+    # Ray keeps the logs of its sessions there; they are its own.
+    files = sorted(file.name for file in (folder / "tmp").iterdir() if file.name != "ray")
     found = {"driver": [before, after], "left": [there, still], "worker": lines, "files": files}
     print(json.dumps(found | {"examples_per_second": result["examples_per_second"]}))
 

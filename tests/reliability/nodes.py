@@ -1,6 +1,7 @@
 """A run on a cluster of two nodes, one of which is lost for good: elastic, or with a fixed number of workers.
 
-Prints how it ended, its reports and the digest of its weights. Arguments: a working folder, the number of workers.
+Prints how it ended, its reports and the digest of its weights. Arguments: a working folder, the number of workers,
+Ray's patience with a start of them in seconds.
 A process of its own, because a cluster of several nodes is started and stopped in it.
 """
 
@@ -15,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-os.environ |= {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "8"}
+os.environ |= {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": sys.argv[3]}
 
 from ray.cluster_utils import Cluster
 

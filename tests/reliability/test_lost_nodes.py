@@ -14,10 +14,10 @@ import pytest
 HERE = Path(__file__).parent
 
 
-def lose_a_node(folder: Path, workers: str) -> dict[str, Any]:
+def lose_a_node(folder: Path, workers: str, patience: str) -> dict[str, Any]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "RWS_"))}
     environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, str(HERE / "nodes.py"), str(folder), workers]
+    command = [sys.executable, str(HERE / "nodes.py"), str(folder), workers, patience]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -27,17 +27,24 @@ def lose_a_node(folder: Path, workers: str) -> dict[str, Any]:
 
 @pytest.mark.long
 def test_an_elastic_run_goes_on_without_the_node(tmp_path: Path, shot: Any) -> None:
-    found = lose_a_node(tmp_path, "[1, 2]")
+    found = lose_a_node(tmp_path, "[1, 2]", "60")
+    assert "error" not in found
     assert found["starts"][0] == 2
     assert found["starts"][-1] == 1
-    shot("kill -9 of a node, [least, most] workers", "after epoch 4", found["digest"] == found["alone"])
+    shot(
+        "kill -9 of a node, `num_workers = [1, 2]`: goes on with 1", "after epoch 4", found["digest"] == found["alone"]
+    )
 
 
 @pytest.mark.long
 def test_a_run_with_a_fixed_number_of_workers_ends_after_a_deadline_and_can_go_on(tmp_path: Path, shot: Any) -> None:
-    found = lose_a_node(tmp_path, "2")
+    found = lose_a_node(tmp_path, "2", "8")
     assert "waited 32 s for 2 workers" in found["error"]
     assert "the cluster has 1 CPUs" in found["error"]
     assert "scale.num_workers = [least, most]" in found["error"]
     assert found["seconds"] < 120
-    shot("kill -9 of a node, fixed workers", "after epoch 4", found["digest"] == found["alone"])
+    shot(
+        "kill -9 of a node, `num_workers = 2`: a sentence, then the same command",
+        "after epoch 4",
+        found["digest"] == found["alone"],
+    )

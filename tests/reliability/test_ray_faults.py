@@ -49,20 +49,30 @@ def child(run: Run, name: str) -> int:
     raise AssertionError(f"no process {name}")
 
 
+def newest_step(run: Run) -> int:
+    """The furthest step that a worker who lives has noted."""
+    return max((faults.noted(run.probes, pid)["step"] for pid in run.workers()), default=0)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("half", [0, 1])
 def test_workers_killed_at_random_moments(half: int, seed: int, tmp_path: Path, shot: Any, same_bits: Any) -> None:
     draws = random.Random(f"{seed}/{half}")
-    run = Run(tmp_path, pause=0.03, **LONG)
+    run = Run(tmp_path, pause=0.01, **LONG)
     run.start()
     hits = []
     while len(hits) < 10:
         run.until(lambda: len(run.workers()) == 2, PATIENCE)
-        time.sleep(draws.uniform(0.0, 3.0))  # the moment is what is drawn
+        # The moment is what is drawn: some steps on from the last checkpoint, and within a step.
+        kept = max((int(file.name[5:]) for file in run.run_folder.checkpoints.glob("step-*")), default=0)
+        aim = kept + draws.randrange(40)
+        run.until(lambda aim=aim: newest_step(run) >= aim, PATIENCE)
+        time.sleep(draws.uniform(0.0, 0.1))
         pid = draws.choice(run.workers())
         hits.append(shoot(run, pid))
         print(f"shot {len(hits)}: {hits[-1]}")
     assert run.finish(PATIENCE) == 0, run.text()
+    assert len({hit["step"] for hit, _ in hits}) > 5, "the moments were no random ones"
     is_equal = same_bits(run, **LONG)
     for hit, _ in hits:
         shot("kill -9 of a worker, random moment", hit, is_equal)

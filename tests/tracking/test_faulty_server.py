@@ -16,6 +16,14 @@ from rws_ray.tracking import Drain, RunLog, connect, deliver, delivery, list_ver
 from rws_ray.tracking.__main__ import main
 from rws_ray.tracking.runs import RUN_KEY
 
+KINDS = {
+    "drop": "answers lost after the commit",
+    "500": "answers 500",
+    "429": "answers 429",
+    "nothing": "does not answer",
+    "mixed": "all of these mixed",
+}
+
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +74,7 @@ def deliver_at_last(folder: Path, home: Path, attempts: int = 300) -> int:
     "fault", ["drop", *(pytest.param(each, marks=pytest.mark.long) for each in ("500", "429", "nothing", "mixed"))]
 )
 def test_whatever_fails_everything_arrives_once(
-    fault: str, through: Proxy, home: Path, run_folder: Path, unique: str, write_run: Callable[..., RunLog]
+    fault: str, through: Proxy, home: Path, run_folder: Path, unique: str, write_run: Callable[..., RunLog], shot: Any
 ) -> None:
     log, draws, share = write_run(run_folder, unique), random.Random(fault), 0.08 if fault == "nothing" else 0.3
 
@@ -82,10 +90,11 @@ def test_whatever_fails_everything_arrives_once(
     check(home, run_folder, log, unique)
     assert hit > 0
     assert failed > 0
+    shot(f"MLflow: {KINDS[fault]}", f"{hit} requests")
 
 
 def test_each_single_write_may_be_dropped_after_it_was_committed(
-    through: Proxy, home: Path, run_folder: Path, unique: str, write_run: Callable[..., RunLog]
+    through: Proxy, home: Path, run_folder: Path, unique: str, write_run: Callable[..., RunLog], shot: Any
 ) -> None:
     """The first request of each kind that changes something is answered by silence, though it was carried out."""
     log, dropped = write_run(run_folder, unique), set[str]()
@@ -103,10 +112,11 @@ def test_each_single_write_may_be_dropped_after_it_was_committed(
     assert any(kind.endswith("runs/create") for kind in dropped)
     assert any(kind.endswith("runs/log-batch") for kind in dropped)
     assert any(kind.endswith("model-versions/create") for kind in dropped)
+    shot("MLflow: each kind of write lost once after its commit", f"{len(dropped)} kinds")
 
 
 def test_away_for_the_whole_run_and_delivered_later(
-    through: Proxy, home: Path, run_folder: Path, unique: str, write_run: Callable[..., RunLog], capsys: Any
+    through: Proxy, home: Path, run_folder: Path, unique: str, write_run: Callable[..., RunLog], capsys: Any, shot: Any
 ) -> None:
     through.choose = lambda method, path: "500"
     started = time.monotonic()
@@ -119,6 +129,7 @@ def test_away_for_the_whole_run_and_delivered_later(
     main(["sync", run_folder.name])
     assert f"8 records sent to run {delivery(run_folder).run_id}" in capsys.readouterr().out
     check(home, run_folder, log, unique)
+    shot("MLflow: away for the whole run", "delivered by `tracking sync`")
 
 
 @pytest.mark.long
@@ -131,6 +142,7 @@ def test_away_for_a_minute_and_caught_up_with_in_the_background(
     unique: str,
     write_run: Callable[..., RunLog],
     wait_until: Callable[..., None],
+    shot: Any,
 ) -> None:
     back_at = time.monotonic() + 60
     through.choose = lambda method, path: fault if time.monotonic() < back_at else "pass"
@@ -139,3 +151,4 @@ def test_away_for_a_minute_and_caught_up_with_in_the_background(
         wait_until(lambda: unsent(run_folder) == 0)
     assert time.monotonic() > back_at
     check(home, run_folder, log, unique)
+    shot("MLflow: away for 60 s", KINDS[fault])

@@ -9,6 +9,7 @@ Suffixes: B batch, K samples per example, I input units, O output units.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -74,10 +75,14 @@ def add_moment(y_NI: Tensor, weight_N: Tensor, moment: Tensor) -> None:
 def _is_fused(*tensors: Tensor) -> bool:
     if _kind.get() != "fused":
         return False
-    needs_graph = torch.is_grad_enabled() and any(each.requires_grad for each in tensors)
-    return not needs_graph and all(each.dtype == torch.float32 and each.device.type == "cpu" for each in tensors)
+    with_graph = torch.is_grad_enabled()
+    for each in tensors:
+        if each.dtype is not torch.float32 or not each.is_cpu or (with_graph and each.requires_grad):
+            return False
+    return True
 
 
+@functools.cache
 def _fused():  # type: ignore[no-untyped-def]
     """The compiled kernels, loaded on their first use: numba takes half a second."""
     from rws_ray.core.kernels import fused

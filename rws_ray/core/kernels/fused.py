@@ -90,7 +90,7 @@ def _dense(values_PXY: Tensor) -> np.ndarray:
 
 def _rows(values: Tensor) -> np.ndarray:
     """The last axis in rows."""
-    return values.detach().reshape(-1, values.shape[-1]).contiguous().numpy()
+    return np.ascontiguousarray(values.detach().numpy()).reshape(-1, values.shape[-1])  # numpy's views cost least
 
 
 def _words(packed: int, num_bits: int, rows: int) -> np.ndarray:
