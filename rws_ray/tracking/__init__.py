@@ -18,6 +18,7 @@ A command records a run in its journal, on disk; a drain brings MLflow up to dat
 A RunLog may live in another process than the Drain: they share nothing but the file.
 
     fetch_model(reference, home) -> Path                # verified folder for HelmholtzMachine.load; no import of torch
+    registered_version(reference, home) -> Version      # that a reference means now; None for folders, runs, m-IDs
     check_model_name(name)                              # ConfigError where track.register is not fit for the registry
     connect(home) -> Tracking                           # for the registry: InfrastructureError where MLflow is away
     finished_runs(tracking, experiment) -> list[TrackedRun]; flat_params(job) -> dict, as their parameters are written
@@ -26,7 +27,7 @@ A RunLog may live in another process than the Drain: they share nothing but the 
 
 from rws_ray.tracking.collect import TrackedRun, finished_runs
 from rws_ray.tracking.delivery import Delivery, Drain, deliver, delivery, unsent
-from rws_ray.tracking.fetch import fetch_model
+from rws_ray.tracking.fetch import fetch_model, registered_version
 from rws_ray.tracking.journal import RunLog, journals
 from rws_ray.tracking.models import StoredModel, check_model_name, log_model
 from rws_ray.tracking.runs import flat_params
@@ -65,6 +66,7 @@ __all__ = [
     "log_model",
     "model_names",
     "promote",
+    "registered_version",
     "rollback",
     "tag_version",
     "tracking_uri",

@@ -27,7 +27,7 @@ from rws_ray.tracking.models import (
     digests,
 )
 from rws_ray.tracking.store import Tracking, answering, connect, is_empty
-from rws_ray.tracking.versions import find_version, hint, model_names
+from rws_ray.tracking.versions import Version, find_version, hint, model_names
 
 CACHE_FOLDER = ".cache/models"  # no run can have this name
 DATA_FOLDER = f"data/{MODEL_FOLDER}"
@@ -82,6 +82,20 @@ def fetch_model(reference: str, home: Path) -> Path:
         raise _unknown(reference, [*_run_names(home), *registered])
     version = find_version(tracking, name, which)
     return _fetch(tracking, version.uri, version.location, version.digests, home)
+
+
+def registered_version(reference: str, home: Path) -> Version | None:
+    """The registered version that a reference means now; None where it means a folder, a run or a logged model.
+
+    Raises:
+        ModelError: no such name, version or alias.
+        InfrastructureError: the store is away.
+    """
+    body = reference.removeprefix("models:/")
+    is_unregistered = reference.startswith("runs:/") or RUN_ID.fullmatch(reference) or MODEL_ID.fullmatch(body)
+    if is_unregistered or _local_folder(reference, home) is not None:
+        return None
+    return find_version(connect(home), *_parse_name(body))
 
 
 def _unknown(reference: str, known: list[str]) -> ModelError:

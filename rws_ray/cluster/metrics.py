@@ -1,0 +1,132 @@
+"""What Ray exports to Prometheus, beside its own: `ray_rws_…`, tagged by run and trial alone.
+
+A process that Ray does not know exports nothing, and costs nothing. Training's numbers come from the reports that a run
+makes anyway, so a metric is as old as its last report.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+TAGS = ("run", "trial")
+GAUGES = {
+    "rws_valid_nll": "Validation NLL of the last report, nats.",
+    "rws_train_bound": "Training bound of the last report, nats.",
+    "rws_ess_ratio": "Effective sample size over K, mean of the last report's training rows.",
+    "rws_step_seconds": "Seconds an update takes, mean since the report before.",
+    "rws_checkpoint_seconds": "Seconds that the last checkpoint took to write.",
+    "rws_epochs": "Epochs that are done.",
+    "rws_spool_depth": "Records that wait on disk for MLflow.",
+    "rws_model_version": "Registered version that a service answers with.",
+    "rws_model_refused": "1 where the model that a service's alias means is not in use, else 0.",
+}
+COUNTERS = {
+    "rws_examples_total": "Training examples that were seen.",
+    "rws_nonfinite_total": "Updates that were left out or taken back because they were not finite.",
+    "rws_restarts_total": "Times that a run's workers were lost and started anew.",
+    "rws_requests_total": "Requests that a service answered.",
+    "rws_refused_total": "Requests that a service refused.",
+    "rws_failed_total": "Requests that a service failed to answer.",
+}
+HISTOGRAMS = {"rws_request_seconds": "Seconds that a service took for a request."}
+BOUNDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0]  # seconds
+
+
+class RunMetrics:
+    """The metrics of one run, of one trial of a sweep, or of a service.
+
+    Args:
+        run: name of the run, the sweep or the registered model.
+        trial: number of the trial, as text; empty outside a sweep.
+    """
+
+    def __init__(self, run: str, trial: str = ""):
+        self.tags = {"run": run, "trial": trial}
+        self._before: Mapping[str, Any] | None = None
+
+    def set(self, name: str, value: float) -> None:
+        """Give a gauge its value."""
+        if is_exporting():
+            _gauge(name).set(value, self.tags)
+
+    def add(self, name: str, value: float = 1) -> None:
+        """Add to a counter."""
+        if value > 0 and is_exporting():
+            _counter(name).inc(value, self.tags)
+
+    def observe(self, name: str, value: float) -> None:
+        """Put a value into a histogram."""
+        if is_exporting():
+            _histogram(name).observe(value, self.tags)
+
+    def record(self, report: Mapping[str, Any]) -> None:
+        """Take a run's report: where it starts, what an epoch brought, what was lost or left out."""
+        for name in COUNTERS.keys() & {"rws_nonfinite_total", "rws_restarts_total"}:
+            self.add(name, 0)
+        kind = report["kind"]
+        if kind == "warning":
+            self.add("rws_nonfinite_total", report.get("nonfinite", 0))
+            self.add("rws_restarts_total", 1 if report.get("lost") else 0)
+        elif kind == "epoch":
+            for name, value in epoch_gauges(self._before, report).items():
+                self.set(name, value)
+            self.add("rws_examples_total", examples_since(self._before, report))
+        if kind in ("start", "epoch"):
+            self._before = report
+
+
+def epoch_gauges(before: Mapping[str, Any] | None, report: Mapping[str, Any]) -> dict[str, float]:
+    """The gauges that an epoch's report sets; `before` is the report, or the start, that it follows."""
+    found = {
+        "rws_valid_nll": report["valid_nll"],
+        "rws_train_bound": report["train_bound"],
+        "rws_ess_ratio": report["ess_ratio"],
+        "rws_epochs": report["epoch"],
+    }
+    if report.get("checkpoint_seconds") is not None:
+        found["rws_checkpoint_seconds"] = report["checkpoint_seconds"]
+    steps = steps_since(before, report)
+    if steps > 0:
+        found["rws_step_seconds"] = (report["seconds"] - (before["seconds"] if before else 0.0)) / steps
+    return found
+
+
+def steps_since(before: Mapping[str, Any] | None, report: Mapping[str, Any]) -> float:
+    """Updates between two reports; a start tells its epoch only."""
+    share = 1.0 if before is None else (report["epoch"] - before["epoch"]) / report["epoch"]
+    return report["step"] * share
+
+
+def examples_since(before: Mapping[str, Any] | None, report: Mapping[str, Any]) -> float:
+    """Training examples between two reports."""
+    return report["examples_per_second"] * report["seconds"] * steps_since(before, report) / report["step"]
+
+
+def is_exporting() -> bool:
+    """Whether this process belongs to a Ray cluster."""
+    import ray
+
+    return ray.is_initialized()
+
+
+@functools.cache
+def _gauge(name: str) -> Any:
+    from ray.util.metrics import Gauge
+
+    return Gauge(name, GAUGES[name], TAGS)
+
+
+@functools.cache
+def _counter(name: str) -> Any:
+    from ray.util.metrics import Counter
+
+    return Counter(name, COUNTERS[name], TAGS)
+
+
+@functools.cache
+def _histogram(name: str) -> Any:
+    from ray.util.metrics import Histogram
+
+    return Histogram(name, HISTOGRAMS[name], BOUNDS, TAGS)

@@ -1,0 +1,159 @@
+"""A model behind HTTP, on Ray Serve: its routes, its limits, and what a RayService imports.
+
+    from rws_ray.cluster.service import application       # spec.serveConfigV2: import_path rws_ray.cluster.service:application
+    serve.run(application(Settings(model="models:/rws-digits@champion")))
+
+Requests that wait are answered together, by one model. Every refusal is `{"error": "a sentence"}`.
+"""
+
+# Without `from __future__ import annotations`: FastAPI reads the routes' types from their signatures.
+
+import asyncio
+import logging
+import time
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ray import serve
+from starlette.exceptions import HTTPException
+
+from rws_ray.cluster.answers import (
+    Answer,
+    Codes,
+    Description,
+    EncodeQuestion,
+    Question,
+    Reconstructions,
+    ReconstructQuestion,
+    Samples,
+    SampleQuestion,
+    Scores,
+    ScoreQuestion,
+    answer,
+    facts,
+)
+from rws_ray.cluster.metrics import RunMetrics
+from rws_ray.cluster.served import Served, ServedModel
+from rws_ray.cluster.web import Settings, check, new_app
+from rws_ray.config import home
+
+MAX_ONGOING, MAX_QUEUED = 64, 512  # requests of a replica, and of those that wait for one
+MAX_BATCH = 16
+log = logging.getLogger("ray.serve")
+app = new_app()
+A = TypeVar("A", bound=Answer)
+
+
+@serve.deployment(
+    max_ongoing_requests=MAX_ONGOING,
+    max_queued_requests=MAX_QUEUED,
+    health_check_period_s=10,
+    graceful_shutdown_timeout_s=20,
+    ray_actor_options={"num_cpus": 1},
+    logging_config={"enable_access_log": False},
+)
+@serve.ingress(app)
+class ModelService:
+    """One replica: a model, the watch of its alias, and the routes."""
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        place = Path(settings.home) if settings.home else home()
+        self.served = ServedModel(settings.model, place, self._tell)
+        self.metrics = RunMetrics(self.served.current.name)
+        self._tell_metrics()
+        self.watch = self.served.watch(settings.watch_seconds)
+
+    def __del__(self) -> None:
+        """End the watch."""
+        if hasattr(self, "served"):
+            self.served.close()
+
+    def _tell(self, sentence: str) -> None:
+        log.warning(sentence)
+
+    def _tell_metrics(self) -> None:
+        self.metrics.set("rws_model_version", self.served.current.version)
+        self.metrics.set("rws_model_refused", float(bool(self.served.refusal)))
+
+    def check_health(self) -> None:
+        """Asked by Serve, which replaces a replica that raises."""
+        self._tell_metrics()
+        if not self.watch.is_alive():
+            raise RuntimeError("the watch of the alias has ended")
+
+    @app.get("/health")
+    async def health(self) -> dict[str, str]:
+        """This replica lives."""
+        return {"status": "ok"}
+
+    @app.get("/ready")
+    async def ready(self) -> dict[str, str]:
+        """A model is loaded and was tried; a replica without one takes no requests at all."""
+        return {"status": "ready", "model": self.served.current.uri}
+
+    @app.get("/model")
+    async def describe(self) -> Description:
+        """The model in use, and the limits of a request."""
+        served, limits = self.served.current, self.settings
+        return Description(
+            model=facts(served),
+            reference=limits.model,
+            refusal=self.served.refusal,
+            dim=served.machine.dim,
+            shape=list(served.machine.shape),
+            layers=served.machine.layers,
+            max_rows=limits.max_rows,
+            max_samples=limits.max_samples,
+            max_work=limits.max_work,
+        )
+
+    @app.post("/score")
+    async def score(self, question: ScoreQuestion) -> Scores:
+        """log p̂(x) of each row in nats, its Monte-Carlo error, and its effective sample size."""
+        return await self._answered(question, Scores)
+
+    @app.post("/reconstruct")
+    async def reconstruct(self, question: ReconstructQuestion) -> Reconstructions:
+        """The mean of p(x|h1) for each row, over samples of q(h1|x)."""
+        return await self._answered(question, Reconstructions)
+
+    @app.post("/encode")
+    async def encode(self, question: EncodeQuestion) -> Codes:
+        """The mean states of q(h|x) for each row, layer by layer."""
+        return await self._answered(question, Codes)
+
+    @app.post("/sample")
+    async def sample(self, question: SampleQuestion) -> Samples:
+        """Rows drawn from p."""
+        return await self._answered(question, Samples)
+
+    async def _answered(self, question: Question, kind: type[A]) -> A:
+        started = time.perf_counter()
+        try:
+            check(question, self.served.current.machine.dim, self.settings)
+            found = await self._batched(question)
+        except HTTPException:
+            self.metrics.add("rws_refused_total")
+            raise
+        except Exception:
+            self.metrics.add("rws_failed_total")
+            raise
+        self.metrics.add("rws_requests_total")
+        self.metrics.observe("rws_request_seconds", time.perf_counter() - started)
+        assert isinstance(found, kind)
+        return found
+
+    @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=0.0)
+    async def _batched(self, questions: list[Question]) -> list[Answer]:
+        # In a thread: the replica's loop goes on taking requests, and answers health checks.
+        return await asyncio.to_thread(self._answers, self.served.current, questions)
+
+    @staticmethod
+    def _answers(served: Served, questions: list[Question]) -> list[Answer]:
+        return [answer(served, question) for question in questions]
+
+
+def application(args: Settings) -> Any:
+    """The application that Serve runs; a RayService names it and gives `args`."""
+    return ModelService.options(num_replicas=args.num_replicas).bind(args)
