@@ -207,7 +207,8 @@ def main() -> None:
     asked = parser.parse_args()
     found = measured(asked)
     rows = [
-        [each["server"], each["requests"], each["failed"]] + [f"{each[key]:.1f}" for key in ("p50_ms", "p99_ms", "per_second")]
+        [each["server"], each["requests"], each["failed"]]
+        + [f"{each[key]:.1f}" for key in ("p50_ms", "p99_ms", "per_second")]
         for each in found["servers"]
     ]
     print(table(["server", "requests", "failed", "p50, ms", "p99, ms", "most a second"], rows))

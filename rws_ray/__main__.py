@@ -21,6 +21,7 @@ COMMANDS = {
     "evaluate": "estimate a stored model's NLL, its curve over K, and whether to trust it",
     "score": "write log p̂(x) of each row",
     "sample": "draw examples from a model",
+    "serve": "answer over HTTP for a registered model",
     "registry": "registered models and their aliases",
     "runs": "runs of the working folder",
     "paper": "set the paper's experiments, as they were run, beside its published figures",

@@ -35,25 +35,25 @@ class RowsQuestion(Question):
 
 
 class ScoreQuestion(RowsQuestion):
-    """How likely is each row?"""
+    """Asks how likely each row is."""
 
     num_samples: Annotated[Positive, Field(description="K, samples of q a row")] = 1000
 
 
 class ReconstructQuestion(RowsQuestion):
-    """What does the model make of each row, through its first hidden layer?"""
+    """Asks for each row as the first hidden layer gives it back."""
 
     num_samples: Annotated[Positive, Field(description="samples of q(h1|x) that are averaged")] = 10
 
 
 class EncodeQuestion(RowsQuestion):
-    """Which states do the hidden layers take for each row?"""
+    """Asks for the states that the hidden layers take for each row."""
 
     num_samples: Annotated[Positive, Field(description="samples of q(h|x) that are averaged")] = 10
 
 
 class SampleQuestion(Question):
-    """What does the model dream?"""
+    """Asks for dreams."""
 
     num: Annotated[Positive, Field(description="rows to draw from p")] = 16
 

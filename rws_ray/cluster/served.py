@@ -109,6 +109,6 @@ def check_successor(before: Served, found: Served) -> None:
     """ModelError where clients of the one could not go on with the other."""
     if found.machine.dim != before.machine.dim:
         raise ModelError(
-            f"{found.uri} takes rows of {found.machine.dim} units, {before.uri} of {before.machine.dim}: serve it under "
-            "another address."
+            f"{found.uri} takes rows of {found.machine.dim} units, {before.uri} of {before.machine.dim}: serve it "
+            "under another address."
         )

@@ -1,6 +1,5 @@
-"""A model behind HTTP, on Ray Serve: its routes, its limits, and what a RayService imports.
+"""A model behind HTTP, on Ray Serve: its routes, and `application`, which a RayService imports.
 
-    from rws_ray.cluster.service import application       # spec.serveConfigV2: import_path rws_ray.cluster.service:application
     serve.run(application(Settings(model="models:/rws-digits@champion")))
 
 Requests that wait are answered together, by one model. Every refusal is `{"error": "a sentence"}`.
@@ -25,10 +24,10 @@ from rws_ray.cluster.answers import (
     Question,
     Reconstructions,
     ReconstructQuestion,
-    Samples,
     SampleQuestion,
-    Scores,
+    Samples,
     ScoreQuestion,
+    Scores,
     answer,
     facts,
 )
@@ -84,7 +83,7 @@ class ModelService:
 
     @app.get("/health")
     async def health(self) -> dict[str, str]:
-        """This replica lives."""
+        """The replica lives."""
         return {"status": "ok"}
 
     @app.get("/ready")
@@ -156,4 +155,5 @@ class ModelService:
 
 def application(args: Settings) -> Any:
     """The application that Serve runs; a RayService names it and gives `args`."""
-    return ModelService.options(num_replicas=args.num_replicas).bind(args)
+    deployment: Any = ModelService  # which the decorators made of the class
+    return deployment.options(num_replicas=args.num_replicas).bind(args)

@@ -55,7 +55,8 @@ def check_free(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise InfrastructureError(
-                f"{host}:{port} cannot be listened at ({error.strerror}): end what listens there, or take another --port."
+                f"{host}:{port} cannot be listened at ({error.strerror}): end what listens there, or "
+                "take another --port."
             ) from None
 
 

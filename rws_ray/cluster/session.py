@@ -27,6 +27,10 @@ DEFAULTS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "20",  # a stopped worker is replaced; Ray's own patience is 600 s
+    # Serve takes half as long for a request. Its gRPC and its ports of replicas would be ways around the token.
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "0",
+    "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",
     "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread of Ray's that outlives its cluster would start another one
 }
 OBJECT_STORE_BYTES = 512 * 2**20

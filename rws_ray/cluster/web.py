@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from rws_ray import __version__
 from rws_ray.cluster.answers import Fault, Question, RowsQuestion
 
+PATHS = "/score, /reconstruct, /encode, /sample, /model, /docs"
 MAX_BODY_BYTES = 32 * 2**20
 MAX_DRAINED_BYTES = 8 * MAX_BODY_BYTES
 
@@ -69,7 +70,7 @@ class BodyLimit:
 async def refuse(request: Request, error: HTTPException) -> JSONResponse:
     """Unknown paths, wrong methods, and what the routes refuse."""
     if error.status_code == 404 and error.detail == "Not Found":
-        error.detail = f"there is no {request.url.path}; there are /score, /reconstruct, /encode, /sample, /model, /docs."
+        error.detail = f"there is no {request.url.path}; there are {PATHS}."
     if error.status_code == 405:
         error.detail = f"{request.url.path} does not take {request.method}; /docs tells what it takes."
     return JSONResponse({"error": error.detail}, error.status_code, error.headers)

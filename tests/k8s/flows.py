@@ -8,7 +8,10 @@ from typing import NamedTuple
 from manifests import Object, pods
 from policies import matches
 
-PORTS = (("UDP", 53), *(("TCP", port) for port in (22, 53, 80, 443, 5000, 5432, 6379, 6443, 7070, 8080, 8265, 10001)))
+PORTS = (
+    ("UDP", 53),
+    *(("TCP", port) for port in (22, 53, 80, 443, 5000, 5432, 6379, 6443, 7070, 8000, 8080, 8265, 10001)),
+)
 ANY = "any port"
 
 
@@ -36,7 +39,7 @@ def places(objects: list[Object]) -> list[Place]:
         node = pod.labels.get("ray.io/node-type", "")
         name = "-".join(filter(None, [pod.labels["rws/part"], node]))
         found.setdefault(name, Place(name, "rws", pod.labels))
-    return list(found.values())
+    return [*found.values(), Place("client", "rws", {"rws/part": "client"})]
 
 
 def allowed_flows(objects: list[Object]) -> dict[tuple[str, str], set[str]]:

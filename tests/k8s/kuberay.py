@@ -15,7 +15,12 @@ from manifests import Object, environment
 
 NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")  # a DNS-1035 label
 LONGEST_NAME = 47  # the operator appends to it for services and pods
-FILES = {"RayCluster": "ray.io_rayclusters.yaml", "RayJob": "ray.io_rayjobs.yaml"}
+FILES = {
+    "RayCluster": "ray.io_rayclusters.yaml",
+    "RayJob": "ray.io_rayjobs.yaml",
+    "RayService": "ray.io_rayservices.yaml",
+}
+UPGRADES = ("NewCluster", "NewClusterWithIncrementalUpgrade", "None")
 MODES = ("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode")
 RESOURCE_PARAMS = {"num-cpus", "num-gpus", "memory", "resources"}
 OLDEST_WITH_TOKENS = (2, 52, 0)
@@ -125,6 +130,8 @@ def operator_faults(each: Object) -> list[str]:
     annotations = each["metadata"].get("annotations", {})
     if each["kind"] == "RayCluster":
         return [*faults, *_cluster_faults(spec, annotations)]
+    if each["kind"] == "RayService":
+        return [*faults, *_service_faults(spec), *_cluster_faults(spec["rayClusterConfig"], annotations)]
     faults += _job_faults(spec)
     if "rayClusterSpec" in spec:
         faults += _cluster_faults(spec["rayClusterSpec"], annotations)
@@ -164,6 +171,15 @@ def _job_faults(spec: Object) -> Iterator[str]:
         yield "activeDeadlineSeconds is not positive"
     if not isinstance(yaml.safe_load(spec.get("runtimeEnvYAML", "{}")), dict):
         yield "runtimeEnvYAML is no mapping"
+
+
+def _service_faults(spec: Object) -> Iterator[str]:
+    if spec.get("upgradeStrategy", {}).get("type", "NewCluster") not in UPGRADES:
+        yield f"upgradeStrategy.type is none of {', '.join(UPGRADES)}"
+    if not isinstance(yaml.safe_load(spec.get("serveConfigV2", "")), dict):
+        yield "serveConfigV2 is no mapping"
+    if "name" in spec["rayClusterConfig"]["headGroupSpec"].get("headService", {}).get("metadata", {}):
+        yield "the head's Service may have no name of its own"
 
 
 def _cluster_faults(spec: Object, annotations: dict[str, str]) -> Iterator[str]:

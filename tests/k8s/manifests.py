@@ -16,7 +16,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 OVERLAYS = ("dev", "dev-jobs", "prod", "prod-jobs")
 CRD_FOLDERS = (ROOT / "k8s" / ".crds", ROOT.parent / "shared" / "kuberay")
-RAY_KINDS = ("RayCluster", "RayJob")
+RAY_KINDS = ("RayCluster", "RayJob", "RayService")
 Object = dict[str, Any]
 
 
@@ -69,6 +69,8 @@ def clusters(objects: list[Object]) -> Iterator[tuple[str, Object]]:
             yield label(each), each["spec"]
         elif each["kind"] == "RayJob":
             yield label(each), each["spec"]["rayClusterSpec"]
+        elif each["kind"] == "RayService":
+            yield label(each), each["spec"]["rayClusterConfig"]
 
 
 def pods(objects: list[Object]) -> Iterator[Pod]:
@@ -115,4 +117,4 @@ def crd_folder() -> Path | None:
     """Where KubeRay's CRDs are: as k8s/fetch_crds.sh puts them, or beside the repository."""
     named = os.environ.get("RWS_CRDS")
     folders = (Path(named),) if named else CRD_FOLDERS
-    return next((each for each in folders if (each / "ray.io_rayjobs.yaml").is_file()), None)
+    return next((each for each in folders if (each / "ray.io_rayservices.yaml").is_file()), None)

@@ -12,7 +12,7 @@ from kuberay import CEL, FILES, operator_faults, rules_of, schema, schema_faults
 from manifests import OVERLAYS, RAY_KINDS, Object, crd_folder, find, label, platform, render
 
 KUBERNETES = "1.37"
-NUM_OBJECTS = {"dev": 34, "dev-jobs": 3, "prod": 25, "prod-jobs": 3}
+NUM_OBJECTS = {"dev": 36, "dev-jobs": 4, "prod": 27, "prod-jobs": 4}
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +175,28 @@ def test_a_fault_that_only_the_operator_would_refuse_is_caught(fault: Callable[[
     assert operator_faults(each) == []
     fault(each)
     assert len(operator_faults(each)) == 1, operator_faults(each)
+
+
+SERVICE_FAULTS: dict[str, Callable[[Object], object]] = {
+    "unknown upgrade": lambda spec: spec["upgradeStrategy"].update(type="Rolling"),
+    "configuration is text": lambda spec: spec.update(serveConfigV2="just words"),
+    "named head service": lambda spec: spec["rayClusterConfig"]["headGroupSpec"].update(
+        headService={"metadata": {"name": "mine"}}
+    ),
+    "restarts under autoscaler v2": lambda spec: spec["rayClusterConfig"]["headGroupSpec"]["template"]["spec"].update(
+        restartPolicy="Always"
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", SERVICE_FAULTS.values(), ids=SERVICE_FAULTS.keys())
+def test_a_fault_in_a_service_is_caught(fault: Callable[[Object], object], crds):
+    each = find(render("prod-jobs"), "RayService", "rws-serve")
+    assert operator_faults(each) == []
+    fault(each["spec"])
+    assert len(operator_faults(each)) == 1, operator_faults(each)
+    each["spec"]["serveConfig"] = {}
+    assert schema_faults(crds, each) != []
 
 
 def test_each_job_brings_the_cluster_of_its_overlay():

@@ -175,6 +175,28 @@ def test_entry_points_are_our_commands_with_arguments_that_they_take(overlay):
     assert space.job(space.draw(0)).track.register_as == job.track.register_as
 
 
+@OVERLAYS
+def test_the_service_is_one_that_ray_serve_takes_and_our_code_builds(overlay):
+    import yaml
+    from ray.serve.schema import ServeDeploySchema
+
+    from rws_ray.cluster import service
+    from rws_ray.cluster.web import Settings
+
+    described = find(platform(overlay), "RayService", "rws-serve")["spec"]
+    config = ServeDeploySchema.model_validate(yaml.safe_load(described["serveConfigV2"]))
+    (app,) = config.applications
+    module, _, name = app.import_path.partition(":")
+    assert module == service.__name__
+    settings = Settings.model_validate(app.args)
+    assert getattr(service, name)(settings).name == "ModelService"
+    (worker,) = described["rayClusterConfig"]["workerGroupSpecs"]
+    assert worker["minReplicas"] >= settings.num_replicas  # a replica takes a CPU, a worker has one
+    assert "nvidia.com/gpu" not in worker["template"]["spec"]["containers"][0]["resources"]["limits"]
+    (policy,) = (each for each in platform(overlay) if each["metadata"]["name"] == "serve")
+    assert policy["spec"]["ingress"][0]["ports"] == [{"protocol": "TCP", "port": config.http_options.port}]
+
+
 def test_what_entry_points_name_is_in_the_image():
     copies = dict(copied(stages((ROOT / "docker" / "ray.Dockerfile").read_text())["runtime"]))
     workdir = stages((ROOT / "docker" / "ray.Dockerfile").read_text())["runtime"].rests("WORKDIR")

@@ -166,9 +166,10 @@ COMMON: dict[tuple[str, str], set[str]] = {
     **{(client, "mlflow"): {"5000/TCP"} for client in (*RAY, "evaluate", "users")},
     ("submitter", "ray-head"): {"8265/TCP"},
     ("operator", "ray-head"): {"8265/TCP"},
+    **{("client", node): {"8000/TCP"} for node in RAY},
     **{("ray-head", outside): {"443/TCP", "6443/TCP"} for outside in ("operator", "ingress", "neighbour", "address")},
     ("ray-head", "dns"): DNS | {"443/TCP", "6443/TCP"},
-    **{(each, "dns"): DNS for each in ("ray-worker", "mlflow", "evaluate", "users", "submitter")},
+    **{(each, "dns"): DNS for each in ("ray-worker", "mlflow", "evaluate", "users", "submitter", "client")},
 }
 EXPECTED = {
     "dev": COMMON | {
@@ -208,6 +209,9 @@ FLOW_FAULTS: dict[str, Callable[[list[Object]], object]] = {
     "workers cannot meet": lambda o: policy_spec(o, "ray-nodes").pop("ingress"),
     "MLflow out of reach": lambda o: policy_spec(o, "mlflow-clients")["podSelector"]["matchExpressions"][0].update(
         values=["ray"]
+    ),
+    "service open to neighbours": lambda o: policy_spec(o, "serve")["ingress"][0].update(
+        {"from": [{"namespaceSelector": {}}]}
     ),
     "everything out": lambda o: policy_spec(o, "mlflow")["egress"].append({}),
 }
