@@ -22,6 +22,7 @@ COMMANDS = {
     "score": "write log p̂(x) of each row",
     "sample": "draw examples from a model",
     "serve": "answer over HTTP for a registered model",
+    "explore": "draw, dream and compare on a local page",
     "registry": "registered models and their aliases",
     "runs": "runs of the working folder",
     "paper": "set the paper's experiments, as they were run, beside its published figures",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from rws_ray.core.machine import HelmholtzMachine
@@ -16,6 +17,7 @@ def register(home: Path, seed: int, layers: tuple[int, ...] = (8, 4), dim: int =
     folder = home / f"run-{name}-{dim}-{seed}"
     shape = (8, 8) if dim == DIM else ()
     HelmholtzMachine(dim, layers, shape).initialize(seed).save(folder / "model")
+    (folder / "model" / "job.json").write_text(json.dumps({"data": {"name": "digits"}}))
     log = RunLog(folder)
     log.open("tests", folder.name, {})
     log.model(folder / "model", name, {})

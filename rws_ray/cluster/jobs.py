@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
+from rws_ray.cluster.metrics import RunMetrics
 from rws_ray.cluster.present import present
 from rws_ray.cluster.reports import Show
 from rws_ray.cluster.session import check_gpus
@@ -140,8 +141,12 @@ def _run_tracked(prepared: PreparedJob, folder: RunFolder, log: RunLog, show: Sh
     for record in folder.records():  # what a killed driver had not yet written to the journal
         log_epoch(log, record)
 
+    metrics = RunMetrics(job.name)
+
     def seen(record: dict[str, Any]) -> None:
         log_epoch(log, record)
+        metrics.record(record)
+        metrics.waiting(folder.path)
         show(record)
 
     try:

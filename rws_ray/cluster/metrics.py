@@ -7,31 +7,40 @@ makes anyway, so a metric is as old as its last report.
 from __future__ import annotations
 
 import functools
+import sys
+from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from rws_ray.tracking import unsent
+
 TAGS = ("run", "trial")
-GAUGES = {
+VALUES = {
     "rws_valid_nll": "Validation NLL of the last report, nats.",
     "rws_train_bound": "Training bound of the last report, nats.",
-    "rws_ess_ratio": "Effective sample size over K, mean of the last report's training rows.",
-    "rws_step_seconds": "Seconds an update takes, mean since the report before.",
+    "rws_ess_ratio": "Effective sample size over K, mean over the training rows since the report before.",
+    "rws_step_seconds": "Seconds that an update takes, mean since the report before.",
     "rws_checkpoint_seconds": "Seconds that the last checkpoint took to write.",
     "rws_epochs": "Epochs that are done.",
     "rws_spool_depth": "Records that wait on disk for MLflow.",
     "rws_model_version": "Registered version that a service answers with.",
     "rws_model_refused": "1 where the model that a service's alias means is not in use, else 0.",
 }
-COUNTERS = {
+# Kept here and exported as gauges: Ray's counters do not exist before their first event, which no alert would see.
+RUN_TOTALS = {
     "rws_examples_total": "Training examples that were seen.",
     "rws_nonfinite_total": "Updates that were left out or taken back because they were not finite.",
     "rws_restarts_total": "Times that a run's workers were lost and started anew.",
+}
+SERVICE_TOTALS = {
     "rws_requests_total": "Requests that a service answered.",
     "rws_refused_total": "Requests that a service refused.",
     "rws_failed_total": "Requests that a service failed to answer.",
 }
 HISTOGRAMS = {"rws_request_seconds": "Seconds that a service took for a request."}
 BOUNDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0]  # seconds
+MEANINGS = VALUES | RUN_TOTALS | SERVICE_TOTALS | HISTOGRAMS
 
 
 class RunMetrics:
@@ -40,45 +49,59 @@ class RunMetrics:
     Args:
         run: name of the run, the sweep or the registered model.
         trial: number of the trial, as text; empty outside a sweep.
+        totals: those that it counts, from 0.
+        before: the report that the first one follows, where a trial goes on.
     """
 
-    def __init__(self, run: str, trial: str = ""):
+    def __init__(
+        self, run: str, trial: str = "", totals: Mapping[str, str] = RUN_TOTALS, before: Mapping[str, Any] | None = None
+    ):
         self.tags = {"run": run, "trial": trial}
-        self._before: Mapping[str, Any] | None = None
+        self.totals: Counter[str] = Counter(dict.fromkeys(totals, 0))
+        self.before = before
 
     def set(self, name: str, value: float) -> None:
-        """Give a gauge its value."""
+        """Give a metric its value."""
         if is_exporting():
             _gauge(name).set(value, self.tags)
 
     def add(self, name: str, value: float = 1) -> None:
-        """Add to a counter."""
-        if value > 0 and is_exporting():
-            _counter(name).inc(value, self.tags)
+        """Add to a total."""
+        self.totals[name] += value  # type: ignore[assignment]  # examples come as a float
+        self.set(name, self.totals[name])
+
+    def tell_totals(self) -> None:
+        """Export every total, also those that nothing was added to yet."""
+        for name, value in self.totals.items():
+            self.set(name, value)
 
     def observe(self, name: str, value: float) -> None:
         """Put a value into a histogram."""
         if is_exporting():
             _histogram(name).observe(value, self.tags)
 
+    def waiting(self, folder: Path) -> None:
+        """Count the records of a folder that wait for MLflow."""
+        if is_exporting():
+            self.set("rws_spool_depth", unsent(folder))
+
     def record(self, report: Mapping[str, Any]) -> None:
         """Take a run's report: where it starts, what an epoch brought, what was lost or left out."""
-        for name in COUNTERS.keys() & {"rws_nonfinite_total", "rws_restarts_total"}:
-            self.add(name, 0)
         kind = report["kind"]
         if kind == "warning":
-            self.add("rws_nonfinite_total", report.get("nonfinite", 0))
-            self.add("rws_restarts_total", 1 if report.get("lost") else 0)
+            self.totals["rws_nonfinite_total"] += report.get("nonfinite", 0)
+            self.totals["rws_restarts_total"] += bool(report.get("lost"))
         elif kind == "epoch":
-            for name, value in epoch_gauges(self._before, report).items():
+            for name, value in epoch_values(self.before, report).items():
                 self.set(name, value)
-            self.add("rws_examples_total", examples_since(self._before, report))
+            self.add("rws_examples_total", examples_since(self.before, report))
         if kind in ("start", "epoch"):
-            self._before = report
+            self.before = report
+        self.tell_totals()
 
 
-def epoch_gauges(before: Mapping[str, Any] | None, report: Mapping[str, Any]) -> dict[str, float]:
-    """The gauges that an epoch's report sets; `before` is the report, or the start, that it follows."""
+def epoch_values(before: Mapping[str, Any] | None, report: Mapping[str, Any]) -> dict[str, float]:
+    """What an epoch's report sets; `before` is the report, or the start, that it follows."""
     found = {
         "rws_valid_nll": report["valid_nll"],
         "rws_train_bound": report["train_bound"],
@@ -105,28 +128,20 @@ def examples_since(before: Mapping[str, Any] | None, report: Mapping[str, Any]) 
 
 
 def is_exporting() -> bool:
-    """Whether this process belongs to a Ray cluster."""
-    import ray
-
-    return ray.is_initialized()
+    """Whether this process belongs to a Ray cluster; without Ray it is not imported for the question."""
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized()
 
 
 @functools.cache
 def _gauge(name: str) -> Any:
     from ray.util.metrics import Gauge
 
-    return Gauge(name, GAUGES[name], TAGS)
-
-
-@functools.cache
-def _counter(name: str) -> Any:
-    from ray.util.metrics import Counter
-
-    return Counter(name, COUNTERS[name], TAGS)
+    return Gauge(name, MEANINGS[name], TAGS)
 
 
 @functools.cache
 def _histogram(name: str) -> Any:
     from ray.util.metrics import Histogram
 
-    return Histogram(name, HISTOGRAMS[name], BOUNDS, TAGS)
+    return Histogram(name, MEANINGS[name], BOUNDS, TAGS)

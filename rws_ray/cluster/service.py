@@ -31,7 +31,7 @@ from rws_ray.cluster.answers import (
     answer,
     facts,
 )
-from rws_ray.cluster.metrics import RunMetrics
+from rws_ray.cluster.metrics import SERVICE_TOTALS, RunMetrics
 from rws_ray.cluster.served import Served, ServedModel
 from rws_ray.cluster.web import Settings, check, new_app
 from rws_ray.config import home
@@ -59,7 +59,7 @@ class ModelService:
         self.settings = settings
         place = Path(settings.home) if settings.home else home()
         self.served = ServedModel(settings.model, place, self._tell)
-        self.metrics = RunMetrics(self.served.current.name)
+        self.metrics = RunMetrics(self.served.current.name, totals=SERVICE_TOTALS)
         self._tell_metrics()
         self.watch = self.served.watch(settings.watch_seconds)
 
@@ -72,6 +72,7 @@ class ModelService:
         log.warning(sentence)
 
     def _tell_metrics(self) -> None:
+        self.metrics.tell_totals()
         self.metrics.set("rws_model_version", self.served.current.version)
         self.metrics.set("rws_model_refused", float(bool(self.served.refusal)))
 

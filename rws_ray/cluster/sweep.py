@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from rws_ray.cluster.jobs import PreparedJob, log_epoch, prepare, run_tags
 from rws_ray.cluster.ledger import Ledger, State, Trial
+from rws_ray.cluster.metrics import RunMetrics
 from rws_ray.cluster.proposals import propose
 from rws_ray.config import Job, home
 from rws_ray.space import Space
@@ -65,6 +66,8 @@ class Sweep:
         self.ledger = Ledger(self.folder / LEDGER_FILE)
         self.log = RunLog(self.folder)
         self.logs: dict[int, RunLog] = {}
+        self.metrics: dict[int, RunMetrics] = {}
+        self.own_metrics = RunMetrics(self.space.name, totals={})
         self.errors: dict[int, str] = {}  # of trials that ended for no reason of their own: they can go on later
         self.stopping = threading.Event()  # asked to end: Tune stops the trials
         self.abandoned = threading.Event()  # the cluster died: Tune is to be left behind
@@ -98,6 +101,7 @@ class Sweep:
     def open_log(self, trial: Trial) -> RunLog:
         """The log of a trial: a child of the sweep's."""
         log = self.logs[trial.number] = RunLog(self.trial_folder(trial.number).path)
+        self.metrics[trial.number] = RunMetrics(self.space.name, f"{trial.number:03d}", before=trial.last)
         if not read_journal(log.run_folder) or trial.state == "running":
             name = f"{self.space.name}-{trial.number:03d}"
             log.open(self.experiment, name, self.job(trial).resolved(), run_tags(), self.log)
@@ -129,10 +133,13 @@ class Sweep:
         """A trial reported; what the ledger holds already (it was repeated after a restart) changes nothing."""
         kind = record["kind"]
         if kind == "warning":
+            self.metrics[number].record(record)
             self.show(self.ledger, f"trial {number}: {record['message']}")
             return
         if kind == "epoch" and self.ledger.report(number, record):
             log_epoch(self.logs[number], record)
+            self.metrics[number].record(record)
+            self.own_metrics.waiting(self.folder)
         if kind == "end":
             self.end(number, "finished")
         elif kind == "failed":

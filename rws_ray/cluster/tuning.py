@@ -224,6 +224,7 @@ def _callback(sweep: Sweep) -> Any:
 
         def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
             number = trial.config["number"]
+            sweep.metrics[number].add("rws_restarts_total")
             sweep.show(sweep.ledger, f"trial {number}: its process died; it goes on from its last checkpoint")
 
         def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:

@@ -19,6 +19,7 @@ MEANINGS = {
     "examples_per_second": "training examples a second of updates",
     "seconds": "time of updates so far",
     "eval_seconds": "time of the last validation estimate",
+    "checkpoint_seconds": "time that the checkpoint before took to write",
     "test_nll": "NLL of the test rows under the weights of the best validation NLL, nats per example",
     "test_nll_stderr": "its standard error over rows",
     "test_num_samples": "its K",

@@ -74,6 +74,7 @@ class Fitter:
         digests = {"initial": hashlib.sha256((initial / WEIGHTS_FILE).read_bytes()).hexdigest()} if initial else {}
         self.determining = determining(job, data=dataset.digest, **digests)
         self.failed_writes, self.saved_step = 0, -1
+        self.checkpoint_seconds: float | None = None  # of the last one
         self.tried_again: set[int] = set()  # steps that were not finite, and that a rollback takes again
         self.clock: Callable[[], float] = time.perf_counter  # of the seconds of updates
 
@@ -125,7 +126,7 @@ class Fitter:
         Args:
             is_scheduled: False at the end of a run whose last epoch brings a report only because it is the last.
         """
-        tensors, failure = self._tensors(), ""
+        tensors, failure, before = self._tensors(), "", time.perf_counter()
         if self.group.rank == 0:
             state = {
                 "format": FORMAT,
@@ -140,6 +141,7 @@ class Fitter:
             except OSError as error:
                 failure = f"the checkpoint of step {self.progress.step} cannot be written to {self.store.path}: {error}"
         failure = self.group.gather(failure)[0]
+        self.checkpoint_seconds = time.perf_counter() - before
         self.saved_step = self.progress.step
         self.failed_writes = self.failed_writes + 1 if failure else 0
         if self.failed_writes == MAX_FAILED_WRITES:
@@ -147,8 +149,9 @@ class Fitter:
         if failure:
             self._warn(f"{failure}; the run goes on.")
 
-    def _warn(self, sentence: str) -> None:
-        self.report({"kind": "warning", "message": sentence})
+    def _warn(self, sentence: str, nonfinite: int = 0) -> None:
+        """Tell of it; `nonfinite` counts updates that were not finite."""
+        self.report({"kind": "warning", "message": sentence, "nonfinite": nonfinite})
 
     def train(self, stop_after: int | None = None) -> bool:
         """Take updates until the run is finished (True) or, for tests, `stop_after` is reached.
@@ -255,11 +258,11 @@ class Fitter:
         if choice == "rollback" and step not in self.tried_again:
             self.tried_again.add(step)
             self.resume()
-            self._warn(f"{found}; back to step {self.progress.step}.")
+            self._warn(f"{found}; back to step {self.progress.step}.", nonfinite=1)
             return False
         if self.progress.skipped + 1 == MAX_SKIPPED:
             raise RunError(f"{found}, and so were the {MAX_SKIPPED - 1} before it, whose updates were left out.")
-        self._warn(f"{found}; its update is left out.")
+        self._warn(f"{found}; its update is left out.", nonfinite=1)
         return True
 
     def _report_epoch(self) -> None:
@@ -296,6 +299,7 @@ class Fitter:
                 "eval_seconds": time.perf_counter() - before,
             }
             | sums
+            | ({} if self.checkpoint_seconds is None else {"checkpoint_seconds": self.checkpoint_seconds})
         )
 
     def _agreed_digest(self) -> str:

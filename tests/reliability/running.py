@@ -19,7 +19,7 @@ from rws_ray.training.folder import RunFolder
 
 HERE = Path(__file__).parent
 DEADLINE_SECONDS = 150
-TIMES = ("time", "seconds", "eval_seconds", "examples_per_second")
+TIMES = ("time", "seconds", "eval_seconds", "examples_per_second", "checkpoint_seconds")
 JOB = {
     "name": "run",
     "data.name": "digits",
