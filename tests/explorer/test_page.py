@@ -76,7 +76,7 @@ def open_page(browser, address):
     contexts, told = [], []
 
     def open_it(**settings):
-        contexts.append(browser.new_context(**settings))
+        contexts.append(browser.new_context(bypass_csp=True, **settings))  # the waits below evaluate strings
         page = contexts[-1].new_page()
         page.on("console", lambda message: told.append(message.text))
         page.on("pageerror", lambda error: told.append(str(error)))

@@ -41,7 +41,7 @@ def test_completions_have_the_models_own_distribution_given_what_is_known(machin
     p_x = exact_joint(machine)
     agrees = (states(6)[:, :3] == x_D[:3]).all(1)
     wanted = (p_x[agrees] / p_x[agrees].sum()).double()
-    found = complete(machine, x_D, known_D, 6000, sweeps=10)
+    found = complete(machine, x_D, known_D, 3000, sweeps=8, num_samples=500)
     assert (found[:, :3] == x_D[:3]).all()
     places = (found[:, 3:] @ torch.tensor([4.0, 2.0, 1.0])).long()
     share = torch.bincount(places, minlength=8).double() / len(found)
