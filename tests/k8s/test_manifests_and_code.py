@@ -178,6 +178,7 @@ def test_entry_points_are_our_commands_with_arguments_that_they_take(overlay):
 @OVERLAYS
 def test_the_service_is_one_that_ray_serve_takes_and_our_code_builds(overlay):
     import yaml
+    from ray.serve import Application
     from ray.serve.schema import ServeDeploySchema
 
     from rws_ray.cluster import service
@@ -189,7 +190,7 @@ def test_the_service_is_one_that_ray_serve_takes_and_our_code_builds(overlay):
     module, _, name = app.import_path.partition(":")
     assert module == service.__name__
     settings = Settings.model_validate(app.args)
-    assert getattr(service, name)(settings).name == "ModelService"
+    assert isinstance(getattr(service, name)(settings), Application)
     (worker,) = described["rayClusterConfig"]["workerGroupSpecs"]
     assert worker["minReplicas"] >= settings.num_replicas  # a replica takes a CPU, a worker has one
     assert "nvidia.com/gpu" not in worker["template"]["spec"]["containers"][0]["resources"]["limits"]
