@@ -100,6 +100,9 @@ def test_the_page_shows_a_run_of_the_store_with_its_command_and_says_which_rows_
     assert "optim.lr" not in told
     assert str(tmp_path) not in page + (tmp_path / "docs" / "results.json").read_text()
     assert (tmp_path / "docs" / "images" / "results" / "other_data.png").stat().st_size > 1000
+    (run,) = paper.known_runs(tmp_path / "docs" / "results.json")
+    assert run.metrics["test_nll_at_25"] == result["nll"]  # and the rest of the curve over K
+    assert {"test_nll_at_1", "test_nll_at_5", "test_nll_stderr_at_10"} <= run.metrics.keys()
 
     # Another machine, whose store lacks the run, keeps it on the page, and what people wrote there.
     (tmp_path / "docs" / "results.md").write_text(page.replace("# Results\n", "# Results\n\nOurs.\n"))
