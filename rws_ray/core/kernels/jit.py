@@ -17,7 +17,8 @@ def compiled(signature: str) -> Callable[[Callable[..., Any]], Any]:
     """A kernel of these types, compiled at once and kept on disk between runs.
 
     What is kept lies beside the package's bytecode (or in numba's own folder) and is trusted as the installation is.
-    Where it cannot be read or written, for whatever reason, the kernel is compiled anew: in a second or so.
+    Where it cannot be read or written, for whatever reason, the kernel is compiled anew: in a second or so. It is known
+    by the kernel's own file: after a change of this one in place, delete what is kept.
     """
 
     def compile_it(function: Callable[..., Any]) -> Any:
