@@ -56,7 +56,7 @@ async function look() {
   get("posterior").replaceChildren(...found.samples.map((sampled, layer) => {
     const name = `layer ${layer + 1}, ${sampled[0].length} units`;
     const part = document.createElement("div");
-    part.append(`${name}: `, picture(sampled.flat(), sampled.length, sampled[0].length, cell(sampled[0].length, 280), name));
+    part.append(`${name}: `, picture(sampled.flat(), sampled.length, sampled[0].length, Math.min(cell(sampled[0].length, 280), 14), name));
     return part;
   }));
 }
@@ -85,7 +85,7 @@ function curve(points) {
 
 function showUnits(values) {
   const width = Math.min(values.length, 20);
-  units.show(values, Math.ceil(values.length / width), width, cell(width, 280));
+  units.show(values, Math.ceil(values.length / width), width, Math.min(cell(width, 280), 44));
 }
 
 const layer = () => Number(get("layer").value);
