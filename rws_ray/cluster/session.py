@@ -31,6 +31,7 @@ DEFAULTS = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "0",
     "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",  # a stopped worker does not answer; Ray waits 30 s for its good-bye
     "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread of Ray's that outlives its cluster would start another one
 }
 OBJECT_STORE_BYTES = 512 * 2**20
