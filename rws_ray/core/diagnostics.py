@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rws_ray.core.importance import log_mean_weight, normalized_weights
 from rws_ray.core.machine import HelmholtzMachine
-from rws_ray.core.streams import Stream, generator
+from rws_ray.core.streams import Stream, keyed
 from rws_ray.kinds import KINDS, stacks
 
 BLOCK = 20  # rows whose K samples are held at a time
@@ -48,7 +48,7 @@ def layer_divergences(machine: HelmholtzMachine, x_BD: Tensor, num_samples: int,
     """
     parts = []
     for number, x in enumerate(x_BD.split(BLOCK)):
-        stream = Stream(generator(seed, "divergences", number, device=x.device))
+        stream = keyed(seed, "divergences", number, device=x.device)
         seen_q = machine.infer(x, num_samples, stream)
         h = [seen.units for seen in seen_q]
         logw_BK = _total([seen.log_prob for seen in machine.observe_p(x, h)]) - _total([s.log_prob for s in seen_q])
@@ -107,7 +107,7 @@ def unit_activity(machine: HelmholtzMachine, x_BD: Tensor, num_samples: int = 10
     """Mean state of each hidden unit under q(h|x) over rows and samples: (H_l,) for each layer, float64."""
     total = [torch.zeros(width, dtype=torch.float64, device=x_BD.device) for width in machine.layers]
     for number, x in enumerate(x_BD.split(10 * BLOCK)):
-        stream = Stream(generator(seed, "activity", number, device=x.device))
+        stream = keyed(seed, "activity", number, device=x.device)
         for sums, seen in zip(total, machine.infer(x, num_samples, stream), strict=True):
             sums += seen.units.double().sum((0, 1))
     return [sums / (len(x_BD) * num_samples) for sums in total]
@@ -141,14 +141,14 @@ def unit_effects(
     """
     device = next(machine.parameters()).device
     is_binary = KINDS[stacks(machine.p_layer, machine.q_layer, len(machine.layers))[1][level - 1]].is_binary
-    _, h = machine.dream(num_dreams, Stream(generator(seed, "effects", level, device=device)))
+    _, h = machine.dream(num_dreams, keyed(seed, "effects", level, device=device))
     effects = []
     for unit in units:
         means = []
         for state in (1.0, 0.0 if is_binary else -1.0):
             above = h[level - 1].clone()
             above[:, :, unit] = state
-            stream = Stream(generator(seed, "effects below", level, device=device))
+            stream = keyed(seed, "effects below", level, device=device)
             for layer in reversed(list(machine.p)[:level]):
                 above = layer.sample(above, 1, stream).units
             means.append(above[:, 0].double().mean(0))

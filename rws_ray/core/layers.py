@@ -51,15 +51,20 @@ class SigmoidLayer(Layer):
 
     def observe(self, h_BKO: Tensor, y_BKI: Tensor) -> Observation:
         """The given units under given inputs; either may be shared by an example's samples (K = 1)."""
-        logits = self.logits(y_BKI)
-        return Observation(y_BKI, h_BKO, logits, bernoulli_log_prob(h_BKO, logits))
+        return Observation(y_BKI, h_BKO, *kernels.observe(h_BKO, y_BKI, self.weight, self.bias))
 
     @torch.no_grad()
     def add_gradient(self, seen: Observation, weight_BK: Tensor) -> None:
         """Add −Σ weight · ∂ log p(h|y) to the parameters' `.grad` (as backward() of the weighted loss would)."""
-        assert self.weight.grad is not None
-        assert self.bias.grad is not None
-        kernels.add_gradient(seen.inputs, seen.units, seen.logits, weight_BK, self.weight.grad, self.bias.grad)
+        weight_grad, bias_grad = self.weight.grad, self.bias.grad
+        assert weight_grad is not None
+        assert bias_grad is not None
+        if seen.logits.shape[2]:
+            kernels.add_gradient(seen.inputs, seen.units, seen.logits, weight_BK, weight_grad, bias_grad)
+        else:
+            kernels.add_observed_gradient(
+                seen.inputs, seen.units, self.weight, self.bias, weight_BK, weight_grad, bias_grad
+            )
 
     def mean(self, y_BKI: Tensor, stream: Stream) -> Tensor:
         """E[h|y] = σ(logits)."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from rws_ray.core.streams import Stream, generator
+from rws_ray.core.streams import keyed_rows
 
 if TYPE_CHECKING:
     from rws_ray.core.machine import HelmholtzMachine
@@ -81,7 +81,7 @@ def estimate_likelihood(
     tail = torch.empty((B, 0), dtype=torch.float64, device=device)
     for chunk, start in enumerate(range(0, num_samples, CHUNK)):
         size = min(CHUNK, num_samples - start)
-        stream = Stream([generator(seed, "likelihood", row, chunk, device=device) for row in row_ids])
+        stream = keyed_rows(seed, "likelihood", row_ids, chunk, device=device)
         logw_BK = machine.draw_log_weights(x_BD, size, stream)
         for point in points:
             if start < point <= start + size:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rws_ray.core import storage
 from rws_ray.core.conditional import Layer, Observation, Sizes
 from rws_ray.core.likelihood import Likelihood, estimate_likelihood
-from rws_ray.core.streams import Stream, generator
+from rws_ray.core.streams import Stream, generator, keyed
 from rws_ray.kinds import Choice, load, stacks
 
 
@@ -215,7 +215,7 @@ class HelmholtzMachine(nn.Module):
         return x_BD.to(weight.dtype)
 
     def _stream(self, seed: int, purpose: str) -> Stream:
-        return Stream(generator(seed, purpose, device=next(self.parameters()).device))
+        return keyed(seed, purpose, device=next(self.parameters()).device)
 
 
 def _stack(layers: list[Layer]) -> Sequence[Layer]:

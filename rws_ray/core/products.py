@@ -46,3 +46,8 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
         total.baddbmm_(a, b)
     else:
         total.addmm_(a, b)
+
+
+def is_bfloat16() -> bool:
+    """Whether products have bfloat16 factors here."""
+    return _precision.get() == "bfloat16"

@@ -2,6 +2,8 @@
 
 A key is (seed, purpose, counters), for example (0, "wake", step, micro-shard). The stream of a key is the same
 whoever asks for it and whenever, so a run can stop, resume or change its number of workers without a trace.
+On a CPU a key seeds torch's engine; on other devices numbers are made where they are used, by Philox, from the key
+and from a counter that lies on the device (core.philox). The two give different numbers.
 Suffixes: B batch, K samples per example, H units.
 """
 
@@ -18,15 +20,33 @@ _24_BITS = 0xFFFFFF
 Draw = Callable[[tuple[int, ...], torch.Generator], Tensor]
 
 
-def generator(seed: int, purpose: str, *counters: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """The generator of one key.
+def generator(seed: int, purpose: str, *counters: int) -> torch.Generator:
+    """The generator of one key, on the CPU.
 
     The key is hashed, so neighbouring counters give unrelated streams. torch's CPU engine keeps 32 bits of the
     hash: two of a run's streams coincide with chance 2⁻³² a pair, and then nearly always feed different examples.
     """
+    return torch.Generator().manual_seed(_hash(seed, purpose, *counters))
+
+
+def keyed(seed: int, purpose: str, *counters: int, device: torch.device | str = "cpu") -> Stream:
+    """The stream of one key on a device."""
+    if torch.device(device).type == "cpu":
+        return Stream(generator(seed, purpose, *counters))
+    first, *rest = counters or (0,)
+    return CounterStream(seed, purpose, torch.full((1,), first, device=device), *rest)
+
+
+def keyed_rows(seed: int, purpose: str, rows: Sequence[int], *counters: int, device: torch.device | str) -> Stream:
+    """A stream in which each example has the key (seed, purpose, its row, counters)."""
+    if torch.device(device).type == "cpu":
+        return Stream([generator(seed, purpose, row, *counters) for row in rows])
+    return CounterStream(seed, purpose, torch.tensor(list(rows), dtype=torch.int64, device=device), *counters)
+
+
+def _hash(seed: int, purpose: str, *counters: int) -> int:
     key = "/".join([str(seed), purpose, *map(str, counters)])
-    number = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
-    return torch.Generator(device).manual_seed(number)
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
 
 
 class Stream:
@@ -56,6 +76,11 @@ class Stream:
         """
         return self.raw(shape).bitwise_and_(_24_BITS).to(torch.float32).mul_(2.0**-24)
 
+    def pixels(self, shape: tuple[int, int]) -> Tensor:
+        """Uniform float32 on [0, 1), (n, D), to binarize grey rows by."""
+        (draws,) = self.generators
+        return torch.rand(shape, generator=draws, device=draws.device)
+
     def normal(self, shape: tuple[int, int, int]) -> Tensor:
         """Standard normal float32, shape (B, K, H)."""
         return self._shared(shape, _normal, torch.float32)
@@ -70,6 +95,41 @@ class Stream:
         size = (shape[0] // num_shares, *shape[1:])
         drawn = torch.stack([draw(size, each) for each in self.generators])
         return (drawn if self.places is None else drawn[self.places]).flatten(0, 1)
+
+
+class CounterStream(Stream):
+    """Numbers made by Philox from a key and a counter on the device: nothing passes from the host, none is stored.
+
+    Args:
+        seed, purpose, counters: of the key.
+        first_G: the key's first counter, int64 on the device: one (G = 1), or one for each example of the batch. It is
+            read when numbers are made: a captured graph takes the value that it finds.
+    """
+
+    def __init__(self, seed: int, purpose: str, first_G: Tensor, *counters: int):
+        super().__init__([])
+        self.key = _hash(seed, f"{purpose}/philox", *counters) >> 1  # 63 bits: a number to every language
+        self.first_G, self.draws = first_G, 0
+
+    def next_draw(self) -> int:
+        """The number of the next draw: each has numbers of its own."""
+        self.draws += 1
+        return self.draws - 1
+
+    def raw(self, shape: tuple[int, int, int]) -> Tensor:
+        """As Stream.raw."""
+        from rws_ray.core import kernels  # these draw from streams themselves
+
+        return kernels.raw(self, shape)
+
+    def pixels(self, shape: tuple[int, int]) -> Tensor:
+        """As Stream.pixels."""
+        return self.uniform((1, *shape))[0]
+
+    def normal(self, shape: tuple[int, int, int]) -> Tensor:
+        """As Stream.normal (Box & Muller 1958)."""
+        radius, angle = 1 - self.uniform(shape), self.uniform(shape)
+        return (-2 * radius.log()).sqrt_().mul_(torch.cos(angle.mul_(2 * math.pi)))
 
 
 def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 from rws_ray.core.estimators.weighted import Estimator, InputMoments, StepInfo, add_weighted, draw, step_info
 from rws_ray.core.importance import log_mean_weight, normalized_weights
 from rws_ray.core.machine import HelmholtzMachine, total_log_prob
-from rws_ray.core.streams import Stream, generator
+from rws_ray.core.streams import Stream, keyed
 
 BLOCK = 100  # dreams under one random key; part of what an estimate of log Z is, so a constant
 
@@ -69,7 +69,7 @@ def log_z(machine: HelmholtzMachine, num_dreams: int, num_samples: int, seed: in
     device, values = next(machine.parameters()).device, []
     for block, start in enumerate(range(0, num_dreams, BLOCK)):
         size = min(BLOCK, num_dreams - start)
-        sleep, wake = (Stream(generator(seed, f"log z {phase}", block, device=device)) for phase in ("sleep", "wake"))
+        sleep, wake = (keyed(seed, f"log z {phase}", block, device=device) for phase in ("sleep", "wake"))
         x_BD, h = machine.dream(size, sleep)
         own_B1 = total_log_prob(machine.observe_q(x_BD, h)) - total_log_prob(machine.observe_p(x_BD, h))
         half_BK = draw(machine, x_BD, num_samples, wake).logw / 2

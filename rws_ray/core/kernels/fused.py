@@ -45,6 +45,12 @@ def log_prob(h_BKO: Tensor, logits_BKO: Tensor) -> Tensor:
     return log_prob_BK
 
 
+def observe(h_BKO: Tensor, y_BKI: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """As kernels.observe: all logits are kept."""
+    logits = linear(y_BKI, weight, bias)
+    return logits, log_prob(h_BKO, logits)
+
+
 def add_gradient(
     inputs: Tensor, units: Tensor, logits: Tensor, weight_BK: Tensor, weight_grad: Tensor | None, bias_grad: Tensor
 ) -> None:
@@ -57,6 +63,14 @@ def add_gradient(
     coins.residuals(_rows(units), _rows(logits), weight_N, residual_NO.numpy(), bias_PO, scratch_3O)
     if weight_grad is not None:
         _add_product(weight_grad, inputs.reshape(N, -1), residual_NO)
+
+
+def add_observed_gradient(
+    inputs: Tensor, units: Tensor, weight_IO: Tensor, bias_O: Tensor, weight_BK: Tensor, weight_grad: Tensor,
+    bias_grad: Tensor,
+) -> None:  # fmt: skip
+    """As kernels.add_observed_gradient."""
+    add_gradient(inputs, units, linear(inputs, weight_IO, bias_O), weight_BK, weight_grad, bias_grad)
 
 
 def add_moment(y_NI: Tensor, weight_N: Tensor, moment: Tensor) -> None:

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import Tensor
 
+from rws_ray.core.philox import philox_rows
 from rws_ray.core.products import add_product
-from rws_ray.core.streams import Stream
+from rws_ray.core.streams import CounterStream, Stream
 
 
 def linear(y_BKI: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -20,6 +21,11 @@ def linear(y_BKI: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         y_PNI = y_BKI.reshape(len(weight), -1, num_inputs)
         return torch.baddbmm(bias.unsqueeze(1), y_PNI, weight).view(B, K, bias.shape[1])
     return torch.addmm(bias, y_BKI.reshape(B * K, num_inputs), weight).view(B, K, len(bias))
+
+
+def raw(stream: CounterStream, shape: tuple[int, int, int]) -> Tensor:
+    """As kernels.raw."""
+    return philox_rows(stream.key, stream.first_G, stream.next_draw(), shape)
 
 
 def draw(logits_BKO: Tensor, num_samples: int, stream: Stream) -> tuple[Tensor, Tensor]:
@@ -43,6 +49,12 @@ def log_prob(h_BKO: Tensor, logits_BKO: Tensor) -> Tensor:
     return (h_BKO * logits_BKO).sub_(F.softplus(logits_BKO)).sum(-1)
 
 
+def observe(h_BKO: Tensor, y_BKI: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """As kernels.observe: all logits are kept."""
+    logits = linear(y_BKI, weight, bias)
+    return logits, log_prob(h_BKO, logits)
+
+
 def add_gradient(
     inputs: Tensor, units: Tensor, logits: Tensor, weight_BK: Tensor, weight_grad: Tensor | None, bias_grad: Tensor
 ) -> None:
@@ -59,6 +71,14 @@ def add_gradient(
     if weight_grad is not None:
         add_rows_product(weight_grad, y_NI, residual_NO)
     bias_grad.add_(residual_NO.view(*bias_grad.shape[:-1], -1, bias_grad.shape[-1]).sum(-2))
+
+
+def add_observed_gradient(
+    inputs: Tensor, units: Tensor, weight_IO: Tensor, bias_O: Tensor, weight_BK: Tensor, weight_grad: Tensor,
+    bias_grad: Tensor,
+) -> None:  # fmt: skip
+    """As kernels.add_observed_gradient."""
+    add_gradient(inputs, units, linear(inputs, weight_IO, bias_O), weight_BK, weight_grad, bias_grad)
 
 
 def add_moment(y_NI: Tensor, weight_N: Tensor, moment: Tensor) -> None:
