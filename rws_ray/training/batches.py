@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rws_ray.core.streams import generator
+from rws_ray.core.streams import Stream, generator
 from rws_ray.data import Split, StreamedSplit
 
 
@@ -31,16 +31,16 @@ class Examples:
         if isinstance(self.split, StreamedSplit):
             self.split.prefetch(index_n.numpy())
 
-    def take(self, index_n: Tensor, draws: torch.Generator | None = None) -> Tensor:
+    def take(self, index_n: Tensor, draws: Stream | None = None) -> Tensor:
         """Rows as (n, D) floats 0 and 1; grey rows are drawn, each pixel on with probability value / 255."""
         if self.held is None:
             rows = torch.from_numpy(self.split.rows.take(index_n.numpy(), axis=0)).to(self.device)
         else:
-            rows = self.held[index_n.to(self.device)]
+            rows = self.held[index_n.to(self.device, non_blocking=True)]  # staged at once: nothing waits for the GPU
         if not self.is_grey:
             return self._bytes[rows.long()].view(len(rows), -1)[:, : self.dim]
-        uniform = torch.rand(rows.shape, generator=draws, device=rows.device)
-        return (uniform * 255 < rows).float()
+        assert draws is not None
+        return (draws.pixels((len(rows), self.dim)) * 255 < rows).float()
 
 
 class Epochs:

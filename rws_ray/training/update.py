@@ -13,7 +13,7 @@ from torch import Tensor
 from rws_ray.config import Job
 from rws_ray.core.estimators import Estimator
 from rws_ray.core.machine import HelmholtzMachine
-from rws_ray.core.streams import Stream, generator
+from rws_ray.core.streams import keyed
 from rws_ray.training.batches import Epochs, Examples
 from rws_ray.training.flat import FlatLayout
 from rws_ray.training.nonfinite import NotFiniteError
@@ -109,7 +109,7 @@ class Updater:
             return
         job, device = self.job, self.group.device
         wake, sleep, pixels = (
-            generator(job.seed, purpose, step, shard, device=device) for purpose in ("wake", "sleep", "binarize")
+            keyed(job.seed, purpose, step, shard, device=device) for purpose in ("wake", "sleep", "binarize")
         )
         replica = self.replicas.pop()
         try:
@@ -118,8 +118,8 @@ class Updater:
                 replica.machine,
                 self.examples.take(rows, pixels),
                 self._estimator(step),
-                Stream(wake),
-                Stream(sleep),
+                wake,
+                sleep,
                 self.layout.input_moments(vector) if len(vector) > self.layout.num_summed else None,
             )
         finally:

@@ -57,7 +57,7 @@ def test_rows_are_unpacked_as_they_were_packed():
 def test_grey_rows_are_drawn_with_their_value_as_probability():
     split = tiny_dataset(num_train=40, kind="gray8").train
     examples = Examples(split, CPU)
-    draws = torch.Generator().manual_seed(0)
+    draws = Stream(torch.Generator().manual_seed(0))
     mean = torch.stack([examples.take(torch.arange(40), draws) for _ in range(2000)]).mean(0)
     expected = torch.from_numpy(split.rows / 255.0).float()
     assert float((mean - expected).abs().max()) < 5 * (0.25 / 2000) ** 0.5
