@@ -44,6 +44,13 @@ def keyed_rows(seed: int, purpose: str, rows: Sequence[int], *counters: int, dev
     return CounterStream(seed, purpose, torch.tensor(list(rows), dtype=torch.int64, device=device), *counters)
 
 
+def joined(streams: Sequence[Stream], places: Sequence[int]) -> Stream:
+    """One stream for the runs of a pack: each share of the batch has the numbers of the stream at its place."""
+    if all(isinstance(each, CounterStream) for each in streams):
+        return _JoinedStream(streams, places)
+    return Stream([generator for each in streams for generator in each.generators], places)
+
+
 def _hash(seed: int, purpose: str, *counters: int) -> int:
     key = "/".join([str(seed), purpose, *map(str, counters)])
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
@@ -130,6 +137,26 @@ class CounterStream(Stream):
         """As Stream.normal (Box & Muller 1958)."""
         radius, angle = 1 - self.uniform(shape), self.uniform(shape)
         return (-2 * radius.log()).sqrt_().mul_(torch.cos(angle.mul_(2 * math.pi)))
+
+
+class _JoinedStream(Stream):
+    def __init__(self, streams: Sequence[Stream], places: Sequence[int]):
+        super().__init__([], places)
+        self.streams, self.places = streams, list(places)
+
+    def raw(self, shape: tuple[int, int, int]) -> Tensor:
+        return self._join([each.raw(self._share(shape)) for each in self.streams])
+
+    def normal(self, shape: tuple[int, int, int]) -> Tensor:
+        return self._join([each.normal(self._share(shape)) for each in self.streams])
+
+    def _share(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        assert self.places is not None
+        return (shape[0] // len(self.places), *shape[1:])
+
+    def _join(self, drawn: list[Tensor]) -> Tensor:
+        assert self.places is not None
+        return torch.cat([drawn[place] for place in self.places])
 
 
 def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

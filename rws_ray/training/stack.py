@@ -17,7 +17,7 @@ from torch import Tensor
 from rws_ray.config import Job, determining
 from rws_ray.core.estimators import Estimator
 from rws_ray.core.pack import can_pack, packed_machine
-from rws_ray.core.streams import Stream, generator
+from rws_ray.core.streams import Stream, joined, keyed
 from rws_ray.training.optimizers import Natural, Rates
 from rws_ray.training.reduction import Group, TreeSum
 from rws_ray.training.update import Updater, make_optimizer, training_num_samples
@@ -121,7 +121,7 @@ class Stack:
         for parameter, view in zip(self.machine.parameters_in_order(), layout.views(vector), strict=True):
             parameter.grad = view
         wake, sleep, pixels = (
-            [generator(seed, purpose, step, shard, device=self.device) for seed, step in seeds]
+            [keyed(seed, purpose, step, shard, device=self.device) for seed, step in seeds]
             for purpose in ("wake", "sleep", "binarize")
         )
         estimator = Estimator(
@@ -137,15 +137,15 @@ class Stack:
                 self.machine,
                 self._take(rows, pixels, places),
                 estimator,
-                Stream(wake, places),
-                Stream(sleep, places),
+                joined(wake, places),
+                joined(sleep, places),
                 layout.input_moments(vector) if vector.shape[1] >= layout.length else None,
             )
         )
         self.sums[:, shard] += torch.stack([*info, torch.full_like(info.log_prob, num_rows)], 1)
         vector[:, 0] += 0.0 * info.log_prob  # NaN where the loss is not finite
 
-    def _take(self, rows: Sequence[Tensor], pixels: list[torch.Generator], places: list[int]) -> Tensor:
+    def _take(self, rows: Sequence[Tensor], pixels: list[Stream], places: list[int]) -> Tensor:
         """The runs' rows one after another, (P B, D)."""
         if self.examples.is_grey:
             x_BD = torch.cat([self.examples.take(each, draws) for each, draws in zip(rows, pixels, strict=True)])

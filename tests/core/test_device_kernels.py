@@ -10,7 +10,7 @@ from rws_ray.core.kernels import plain
 from rws_ray.core.machine import HelmholtzMachine
 from rws_ray.core.philox import philox, philox_rows
 from rws_ray.core.products import factors
-from rws_ray.core.streams import CounterStream, Stream, generator, keyed, keyed_rows
+from rws_ray.core.streams import CounterStream, Stream, generator, joined, keyed, keyed_rows
 
 device = pytest.importorskip("rws_ray.core.kernels.device", reason="Triton is not installed on this platform")
 
@@ -89,6 +89,13 @@ def test_an_example_with_its_own_key_has_the_numbers_that_it_has_alone():
     together = stream(3).uniform((3, 4, 9))
     alone = CounterStream(7, "wake", stream(3).first_G[1:2], 3).uniform((1, 4, 9))
     assert torch.equal(together[1:2], alone)
+
+
+@pytest.mark.parametrize("draw", [Stream.uniform, lambda joined, shape: joined.normal(shape)])
+def test_the_runs_of_a_pack_have_the_numbers_that_they_have_alone(draw):
+    pack = joined([stream(shard=1), stream(shard=2)], [0, 1, 0])
+    alone = [draw(stream(shard=shard), (4, 5, 6)) for shard in (1, 2, 1)]
+    assert torch.equal(draw(pack, (12, 5, 6)), torch.cat(alone))
 
 
 def test_a_stream_is_of_the_kind_that_its_device_wants():
