@@ -78,11 +78,12 @@ def rows_of(split: object) -> list[list[int]]:
     """The first rows of a split, as lists of 0 and 1."""
     import torch
 
+    from rws_ray.core.streams import keyed
     from rws_ray.training.batches import Examples
 
     taken = Examples(split, torch.device("cpu"))  # type: ignore[arg-type]
     index = torch.arange(min(NUM_EXAMPLES, taken.num_rows))
-    return taken.take(index, torch.Generator().manual_seed(0)).int().tolist()
+    return taken.take(index, keyed(0, "examples")).int().tolist()
 
 
 if __name__ == "__main__":

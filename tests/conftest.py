@@ -9,15 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-<<<<<<< HEAD
 from tests.shots import pytest_terminal_summary, shot
 
 __all__ = ["pytest_terminal_summary", "shot"]  # for every room: faults are counted
-=======
+
 # Where there is no GPU Triton's kernels run in its interpreter, which it asks about when it is imported.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
->>>>>>> 8e38b04 (Triton kernels for GPUs: coins with Philox's numbers made in the kernel, and the visible layer without its logits; torch twins, held against each other in the interpreter)
 
 # One thread, so that figures and timings do not depend on the machine's load.
 torch.set_num_threads(1)

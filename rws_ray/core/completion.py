@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rws_ray.core.importance import normalized_weights
 from rws_ray.core.machine import HelmholtzMachine, total_log_prob
-from rws_ray.core.streams import Stream, generator
+from rws_ray.core.streams import keyed
 
 SWEEPS, NUM_SAMPLES = 20, 30
 
@@ -41,7 +41,7 @@ def complete(
     """
     x_BD = machine.rows(torch.where(known_D, x_D, torch.zeros_like(x_D)).expand(num, -1))
     device = x_BD.device
-    stream = Stream(generator(seed, "complete", device=device))
+    stream = keyed(seed, "complete", device=device)
     known_D, fixed_BD = known_D.to(device), x_BD
     x_BD = torch.where(known_D, fixed_BD, stream.uniform((num, 1, machine.dim))[:, 0].round())
     for _ in range(sweeps):

@@ -25,8 +25,8 @@ class Observation(NamedTuple):
 
     Shapes: inputs (B, K or 1, I), units (B, K or 1, O), log_prob (B, K) or (B, 1), nats. `logits` (B, K or 1, O) are
     binary units' logits, each given the inputs and, in an autoregressive layer, the units before it; for real units
-    they hold means and then scales, (B, K or 1, 2 O). Where they are made anew
-    when they are needed again they are (B, K, 0).
+    they hold means and then scales, (B, K or 1, 2 O). Where they are made anew when they are needed again they are
+    (B, K, 0).
     """
 
     inputs: Tensor
