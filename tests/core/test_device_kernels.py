@@ -208,6 +208,7 @@ def test_no_rows_are_no_work():
 
 
 def test_an_update_is_the_same_with_either_kind_of_kernel(monkeypatch):
+    assert kernels._device() is device  # after its trial
     machine = HelmholtzMachine(150, [33, 21, 5]).initialize(3).to(PLACE)
     x, found, scored = coin_rows(12, 150), {}, []
     observe = device.observe
@@ -221,3 +222,19 @@ def test_an_update_is_the_same_with_either_kind_of_kernel(monkeypatch):
         assert len(scored) == (6 if kind == "triton" else 0)  # p's layers, and q's on dreams
     for ours, expected in zip(found["triton"], found["plain"], strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("fault", ["wrong", "refused"])
+def test_kernels_that_do_not_work_on_a_machine_give_way_to_torch_with_a_warning(fault, monkeypatch):
+    def faulty(*operands):
+        if fault == "refused":
+            raise RuntimeError("out of resource: shared memory")
+        return plain.log_prob(*operands) + 1
+
+    monkeypatch.setattr(device, "log_prob", faulty)
+    with pytest.warns(RuntimeWarning, match="log_prob is off by 0.01|shared memory"):
+        assert kernels._device.__wrapped__() is plain
+
+
+def test_kernels_that_pass_their_trial_are_used():
+    assert kernels._device.__wrapped__() is device

@@ -11,6 +11,7 @@ Suffixes: B batch, K samples per example, I input units, O output units.
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -112,9 +113,17 @@ def _fused() -> Any:
 
 @functools.cache
 def _device() -> Any:
-    """Triton's kernels, where torch came with Triton."""
+    """Triton's kernels, where torch came with Triton and they pass their trial on this machine."""
     try:
         from rws_ray.core.kernels import device
     except ImportError:
+        return plain
+    from rws_ray.core.kernels.proof import check
+
+    try:
+        check(device, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    except Exception as error:
+        sentence = f"Triton's kernels do not work on this machine ({error}); torch's own operations take their place."
+        warnings.warn(sentence, RuntimeWarning, stacklevel=2)
         return plain
     return device
