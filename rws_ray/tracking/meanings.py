@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 MEANINGS = {
     "epoch": "passes through the training data",
     "train_bound": "the estimator's bound on the training data at the K that it trains with, mean since the last "
@@ -23,6 +25,8 @@ MEANINGS = {
     "test_nll": "NLL of the test rows under the weights of the best validation NLL, nats per example",
     "test_nll_stderr": "its standard error over rows",
     "test_num_samples": "its K",
+    "test_nll_at": "the same from the first samples alone, as many as the name ends with (`test_nll_at_100`)",
+    "test_nll_stderr_at": "its standard error",
     "rows": "test rows",
     "max_share": "of the test rows: the largest weight as a share of their sum",
     "khat": "of the test rows: median Pareto k̂ of the weights' tails; above 0.7 an error cannot be trusted",
@@ -40,9 +44,14 @@ MEANINGS = {
 }
 
 
+def row_of(metric: str) -> str:
+    """The row of the table that tells of a metric: its name without a layer's or a K's number."""
+    return re.sub(r"(/layer)?_\d+$", "", metric)
+
+
 def described(metric: str) -> str:
     """What a metric means; KeyError where nothing is known of it."""
-    return MEANINGS[metric.partition("/layer_")[0]]
+    return MEANINGS[row_of(metric)]
 
 
 def table() -> str:

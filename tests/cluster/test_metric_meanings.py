@@ -28,4 +28,4 @@ def test_every_metric_of_a_run_is_described_in_mlflow_and_in_the_docs(estimator,
     assert note in (ROOT / "docs" / "registry.md").read_text()
     for metric in run.data.metrics:
         assert meanings.described(metric)
-        assert f"`{metric.partition('/')[0]}`" in note
+        assert f"`{meanings.row_of(metric)}`" in note
