@@ -40,6 +40,7 @@ FREE = {
     "search.algorithm": "tpe",
     "search.scheduler": "none",
     "search.max_concurrent": 2,
+    "search.pack": 4,
     "search.test": "all",
 }
 DETERMINING = {

@@ -57,7 +57,7 @@ def test_a_cosine_schedule_is_laid_out_over_the_time_where_it_ends_first():
     rates = []
     for share in (0.0, 0.5, 1.0):
         updater.time_share = share
-        rates.append(updater._rates(0).p)
+        rates.append(updater.rates(0).p)
     assert rates == pytest.approx([JOB.lr, JOB.lr / 2, 0.0])
     updater.time_share = 0.0
-    assert updater._rates(10**6 * updater.epochs.steps).p == pytest.approx(0.0)
+    assert updater.rates(10**6 * updater.epochs.steps).p == pytest.approx(0.0)
