@@ -14,15 +14,15 @@ from pathlib import Path
 
 from manifests import ROOT
 
-HIDDEN = {"tmp", "home", "opt", "proc", "dev", "sys", "mnt", "media", "run"}
+HIDDEN = {"tmp", "home", "opt", "proc", "dev", "sys", "mnt", "media", "root", "run"}
 USER = 1000  # runAsUser in every manifest
 
 
 def is_possible() -> bool:
-    """Whether this process may make mounts, and that user may read the interpreter."""
+    """Whether this process may make mounts and become that user."""
     try:
         done = subprocess.run(
-            ["unshare", "--mount", "setpriv", f"--reuid={USER}", "--clear-groups", sys.executable, "-c", ""],
+            ["unshare", "--mount", "setpriv", f"--reuid={USER}", "--clear-groups", "true"],
             capture_output=True, check=False,
         )  # fmt: skip
     except OSError:
@@ -47,6 +47,14 @@ def run(
                 f"mkdir {each.name}",
                 f"mount --rbind {each} {each.name}",
                 f"mount -o remount,bind,ro {each.name}",
+            ]
+    for each in (Path(sys.base_prefix), Path(sys.prefix)):
+        if each.parts[1] in HIDDEN:  # an interpreter in a home: it alone, not its neighbours
+            place = shlex.quote(str(each).lstrip("/"))
+            lines += [
+                f"mkdir -p {place}",
+                f"mount --bind {shlex.quote(str(each))} {place}",
+                f"mount -o remount,bind,ro {place}",
             ]
     for name in ("proc", "dev", "sys"):
         lines += [f"mkdir {name}", f"mount --rbind /{name} {name}"]

@@ -11,7 +11,7 @@ from servers import container_of
 
 pytestmark = [
     pytest.mark.long,
-    pytest.mark.skipif(not read_only.is_possible(), reason="mounts need root, and an interpreter that others may read"),
+    pytest.mark.skipif(not read_only.is_possible(), reason="mounts need root"),
 ]
 SMALL = ["--model.layers", "8,4", "--optim.epochs", "1", "--eval.num_samples", "5", "--eval.final_num_samples", "5"]
 
