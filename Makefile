@@ -34,10 +34,10 @@ docs: setup
 	$(BIN)/python docs/reference.py
 	$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build
 
-# For Kubernetes (docs/kubernetes.md); GPU nodes want the target cuda as rws-ray:0.1.0-cuda.
+# For Kubernetes (docs/kubernetes.md); GPU nodes want the target cuda as rws-ray:0.1.0-cuda. BASE=… pins by digest.
 images:
-	docker build --file docker/ray.Dockerfile --target cpu --tag rws-ray:0.1.0 .
-	docker build --file docker/tracking.Dockerfile --tag rws-tracking:0.1.0 .
+	docker build $(if $(BASE),--build-arg BASE=$(BASE)) --file docker/ray.Dockerfile --target cpu --tag rws-ray:0.1.0 .
+	docker build $(if $(BASE),--build-arg BASE=$(BASE)) --file docker/tracking.Dockerfile --tag rws-tracking:0.1.0 .
 
 clean:
 	rm -rf $(VENV) docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis

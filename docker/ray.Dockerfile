@@ -1,7 +1,9 @@
 # The image of Ray's nodes and of jobs. Two targets, the same but for torch:
 #   docker build -f docker/ray.Dockerfile --target cpu  -t rws-ray:0.1.0 .
 #   docker build -f docker/ray.Dockerfile --target cuda -t rws-ray:0.1.0-cuda .
-FROM python:3.11.14-slim-bookworm AS build
+# The base's digest pins it for good: make images BASE=… (docs/kubernetes.md).
+ARG BASE=python:3.11.14-slim-bookworm
+FROM ${BASE} AS build
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
@@ -28,7 +30,7 @@ COPY tune_spaces tune_spaces
 COPY rws_ray rws_ray
 RUN pip install --no-deps .
 
-FROM python:3.11.14-slim-bookworm AS runtime
+FROM ${BASE} AS runtime
 RUN useradd --uid 1000 --user-group --create-home rws
 WORKDIR /opt/rws
 COPY jobs jobs

@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from string import Template
 from typing import NamedTuple
 
 EXACT = re.compile(r"[\w./-]+:\d+\.\d+\.\d+[\w.-]*|[\w./:-]+@sha256:[0-9a-f]{64}")
@@ -32,14 +33,17 @@ class Stage(NamedTuple):
 
 
 def stages(text: str) -> dict[str, Stage]:
-    """The stages by name, in order."""
+    """The stages by name, in order; what they start from as the build argument's default has it."""
     text = re.sub(r"^\s*#.*\n", "", text, flags=re.MULTILINE).replace("\\\n", " ")
     found: dict[str, Stage] = {}
+    defaults: dict[str, str] = {}
     for line in filter(None, map(str.strip, text.splitlines())):
         word, _, rest = line.partition(" ")
         if word == "FROM":
             base, _, name = rest.partition(" AS ")
-            found[name] = Stage(name, base, [])
+            found[name] = Stage(name, Template(base).substitute(defaults), [])
+        elif not found:
+            defaults |= [rest.split("=", 1)]
         else:
             list(found.values())[-1].steps.append(Step(word, rest))
     return found

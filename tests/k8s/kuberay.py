@@ -25,7 +25,7 @@ MODES = ("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode")
 RESOURCE_PARAMS = {"num-cpus", "num-gpus", "memory", "resources"}
 OLDEST_WITH_TOKENS = (2, 52, 0)
 
-# The CRDs' rules, by their text: one that is not known here is a KeyError. Those of `oldSelf` judge changes alone.
+# The CRDs' rules, by their text: one that is not known here is a KeyError.
 CEL: dict[str, Callable[[Any], bool]] = {
     "self in ['ray.io/kuberay-operator', 'kueue.x-k8s.io/multikueue']": lambda value: (
         value in ("ray.io/kuberay-operator", "kueue.x-k8s.io/multikueue")
@@ -43,6 +43,7 @@ CEL: dict[str, Callable[[Any], bool]] = {
         "jobStatus" in value or "jobDeploymentStatus" in value
     ),
 }
+TRANSITIONS: dict[str, Callable[[Any, Any], bool]] = {"self == oldSelf": lambda value, old: value == old}  # of updates
 
 
 @functools.cache
@@ -93,27 +94,52 @@ def schema_faults(folder: Path, each: Object) -> list[str]:
     return [*faults, *rule_faults(fill(each, strict), strict)]
 
 
-def rule_faults(value: Any, node: Object, path: str = "") -> Iterator[str]:
+def update_faults(folder: Path, old: Object, new: Object) -> list[str]:
+    """What the API server would refuse of an update; objects and rules as in schema_faults."""
+    strict = schema(folder, new["kind"])
+    return [*schema_faults(folder, new), *transition_faults(fill(old, strict), fill(new, strict), strict)]
+
+
+def rule_faults(value: Any, node: Object) -> Iterator[str]:
     """What the schema's rules refuse, at whatever depth they stand."""
-    for rule in node.get("x-kubernetes-validations", []):
-        text = " ".join(rule["rule"].split())
-        if "oldSelf" not in text and not CEL[text](value):
-            yield f"{path}: {rule['message']}"
+    for path, each, below in _walk(value, node):
+        for text, message in _rules(below):
+            if "oldSelf" not in text and not CEL[text](each):
+                yield f"{path}: {message}"
+
+
+def transition_faults(old: Any, new: Any, node: Object) -> Iterator[str]:
+    """What the schema's rules for changes refuse; they judge a value that was there before and still is."""
+    before = {path: each for path, each, _ in _walk(old, node)}
+    for path, each, below in _walk(new, node):
+        for text, message in _rules(below):
+            if "oldSelf" in text and path in before and not TRANSITIONS[text](each, before[path]):
+                yield f"{path}: {message}"
+
+
+def _rules(node: Object) -> Iterator[tuple[str, str]]:
+    """A schema's own rules: text and message."""
+    yield from ((" ".join(rule["rule"].split()), rule["message"]) for rule in node.get("x-kubernetes-validations", []))
+
+
+def _walk(value: Any, node: Object, path: str = "") -> Iterator[tuple[str, Any, Object]]:
+    """Each value in an object: its path, itself, its schema."""
+    yield path, value, node
     if isinstance(value, dict):
         rest = node.get("additionalProperties")
         for key, each in value.items():
             below = node.get("properties", {}).get(key, rest)
             if isinstance(below, dict):
-                yield from rule_faults(each, below, f"{path}/{key}".lstrip("/"))
+                yield from _walk(each, below, f"{path}/{key}".lstrip("/"))
     elif isinstance(value, list) and "items" in node:
         for index, each in enumerate(value):
-            yield from rule_faults(each, node["items"], f"{path}/{index}")
+            yield from _walk(each, node["items"], f"{path}/{index}")
 
 
 def rules_of(node: Any) -> Iterator[str]:
     """The text of every rule in a schema."""
     if isinstance(node, dict):
-        yield from (" ".join(rule["rule"].split()) for rule in node.get("x-kubernetes-validations", []))
+        yield from (text for text, _ in _rules(node))
         for each in node.values():
             yield from rules_of(each)
     elif isinstance(node, list):

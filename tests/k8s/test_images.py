@@ -37,8 +37,9 @@ def test_the_dockerfile_keeps_our_rules(file):
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ("python:3.11.14-slim-bookworm AS build", "python:3.11 AS build", "not exact"),
-        ("python:3.11.14-slim-bookworm AS runtime", "python:3.11.14 AS runtime", "brings compilers"),
+        ("BASE=python:3.11.14-slim-bookworm", "BASE=python:3.11", "not exact"),
+        ("${BASE} AS build", "python:3.11 AS build", "not exact"),
+        ("${BASE} AS runtime", "python:3.11.14 AS runtime", "brings compilers"),
         ("COPY jobs jobs", "COPY job jobs", "not there"),
         ("USER 1000:1000", "USER root", "runs as root"),
         ("USER 1000:1000\n", "", "runs as root"),
@@ -52,6 +53,21 @@ def test_a_fault_in_the_dockerfile_is_caught(old, new, expected):
     text = RAY.read_text()
     assert old in text
     assert any(expected in fault for fault in faults(text.replace(old, new, 1), ROOT))
+
+
+@BOTH
+def test_a_digest_takes_the_place_of_the_bases_tag(file):
+    """As docs/kubernetes.md has it: make hands the argument on to every stage that starts from outside."""
+    pinned = f"python:3.11.14-slim-bookworm@sha256:{'0' * 64}"
+    told = subprocess.run(
+        ["make", "--dry-run", "images", f"BASE={pinned}"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    (line,) = [line for line in told.stdout.splitlines() if file.name in line]
+    assert f"--build-arg BASE={pinned} " in line
+    text = re.sub(r"^ARG BASE=.*$", f"ARG BASE={pinned}", file.read_text(), flags=re.MULTILINE)
+    found = stages(text)
+    assert {stage.base for stage in found.values()} - found.keys() == {pinned}
+    assert list(faults(text, ROOT)) == []
 
 
 @BOTH

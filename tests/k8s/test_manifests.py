@@ -8,7 +8,7 @@ from pathlib import Path
 
 import kubernetes_validate
 import pytest
-from kuberay import CEL, FILES, operator_faults, rules_of, schema, schema_faults
+from kuberay import CEL, FILES, TRANSITIONS, operator_faults, rules_of, schema, schema_faults, update_faults
 from manifests import OVERLAYS, RAY_KINDS, Object, crd_folder, find, label, platform, render
 
 KUBERNETES = "1.37"
@@ -87,8 +87,41 @@ def test_a_fault_in_a_ray_object_is_caught_by_its_schema(fault, crds):
 
 
 def test_every_rule_in_the_schemas_is_evaluated(crds):
-    texts = {text for kind in FILES for text in rules_of(schema(crds, kind)) if "oldSelf" not in text}
-    assert texts == CEL.keys()
+    texts = {text for kind in FILES for text in rules_of(schema(crds, kind))}
+    assert texts == CEL.keys() | TRANSITIONS.keys()
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_applying_an_overlay_once_more_changes_nothing_that_may_not_change(overlay, crds):
+    for each in render(overlay):
+        if each["kind"] in RAY_KINDS:
+            each["spec"]["managedBy"] = "ray.io/kuberay-operator"  # gives the rule something to judge
+            assert update_faults(crds, each, each) == []
+
+
+FAULT_TOLERANCE = {"redisAddress": "redis:6379", "backend": "redis"}
+FORBIDDEN_CHANGES: dict[str, tuple[str, Object, Object]] = {
+    "spec/managedBy": (
+        "rws-train", {"managedBy": "ray.io/kuberay-operator"}, {"managedBy": "kueue.x-k8s.io/multikueue"}
+    ),
+    "spec/gcsFaultToleranceOptions/backend": (
+        "rws", {"gcsFaultToleranceOptions": FAULT_TOLERANCE},
+        {"gcsFaultToleranceOptions": FAULT_TOLERANCE | {"backend": "rocksdb"}},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", FORBIDDEN_CHANGES)
+def test_a_change_that_the_schemas_forbid_is_caught(path, crds):
+    name, before, after = FORBIDDEN_CHANGES[path]
+    each = find(platform("dev"), "RayCluster" if name == "rws" else "RayJob", name)
+    old, new = copy.deepcopy(each), copy.deepcopy(each)
+    old["spec"] |= before
+    new["spec"] |= after
+    assert update_faults(crds, old, new) == [
+        f"{path}: {'the managedBy field' if 'managedBy' in path else 'gcsFaultToleranceOptions.backend'} is immutable"
+    ]
+    assert update_faults(crds, each, new) == []  # to set it for the first time is none
 
 
 @pytest.mark.parametrize(
