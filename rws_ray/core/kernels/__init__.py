@@ -90,6 +90,11 @@ def add_moment(y_NI: Tensor, weight_N: Tensor, moment: Tensor) -> None:
     _kernels(y_NI, weight_N, moment).add_moment(y_NI, weight_N, moment)
 
 
+def are_fused(*tensors: Tensor) -> bool:
+    """Whether a CPU's compiled kernels take these operands."""
+    return _kernels(*tensors).__name__.endswith(".fused")
+
+
 def _kernels(*tensors: Tensor) -> Any:
     """The module whose kernels take these operands."""
     kind, with_graph = _kind.get(), torch.is_grad_enabled()
