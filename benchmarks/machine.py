@@ -49,7 +49,7 @@ def in_turn(rivals: Mapping[str, Callable[[], object]], rounds: int, calls: int,
     """Time the rivals in turn, round by round, so that a noisy machine is noisy for all alike.
 
     Args:
-        rivals: by name; each call is one unit of work, which ends synchronously.
+        rivals: by name; each call is one unit of work. A turn ends when a GPU, if there is one, has done it.
         rounds: how often each has its turn.
         calls: calls in a turn, of which the mean is taken.
         warm: calls of each beforehand, untimed.
@@ -57,29 +57,39 @@ def in_turn(rivals: Mapping[str, Callable[[], object]], rounds: int, calls: int,
     for rival in rivals.values():
         for _ in range(warm):
             rival()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     seconds: dict[str, list[float]] = {name: [] for name in rivals}
     for _ in range(rounds):
         for name, rival in rivals.items():
             started = time.perf_counter()
             for _ in range(calls):
                 rival()
+            if torch.cuda.is_initialized():
+                torch.cuda.synchronize()
             seconds[name].append((time.perf_counter() - started) / calls)
     return {name: Timing(statistics.median(each), min(each), max(each)) for name, each in seconds.items()}
 
 
-def gemm_rate(precision: str, rows: int = 500, inner: int = 784, columns: int = 400, rounds: int = 5) -> float:
+def gemm_rate(
+    precision: str, rows: int = 500, inner: int = 784, columns: int = 400, rounds: int = 5, device: str = "cpu"
+) -> float:
     """The fastest rate of matrix products that this machine gives now, FLOP/s, with torch's present threads.
 
     Args:
-        precision: `float32` (the better of the two libraries that torch has) or `bfloat16`.
+        precision: `float32` (on a CPU the better of the two libraries that torch has) or `bfloat16`.
+        rows, inner, columns: of the factors.
+        rounds: of timing.
+        device: that multiplies.
     """
-    a, b = torch.rand(rows, inner), torch.rand(inner, columns)
+    a, b = torch.rand(rows, inner, device=device), torch.rand(inner, columns, device=device)
     settings = torch.backends.mkldnn.matmul
     before = settings.fp32_precision
     rivals: dict[str, Callable[[], object]] = {}
     if precision == "float32":
-        rivals["mkl"] = lambda: a @ b
-        rivals["onednn"] = lambda: torch.mkldnn_linear(a, b.T) if hasattr(torch, "mkldnn_linear") else a @ b
+        rivals["blas"] = lambda: a @ b
+        if device == "cpu":
+            rivals["onednn"] = lambda: torch.mkldnn_linear(a, b.T) if hasattr(torch, "mkldnn_linear") else a @ b
     else:
         low_a, low_b = a.bfloat16(), b.bfloat16()
         rivals["bfloat16"] = lambda: low_a @ low_b

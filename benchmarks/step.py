@@ -2,11 +2,12 @@
 
     python -m benchmarks.step --batch 100 --num-samples 5 --json
     python -m benchmarks.step --grid --threads 2
+    python -m benchmarks.step --device cuda --batch 4096 --num-samples 50
 
 Examples a second at 784-400-300-200-100-10 on rows of random bits (an update's time does not depend on them), in
-float32. Rivals take turns, with the same threads. The limits are the step's products alone at the fastest rate of
-matrix products that the same run measures in float32 and in bfloat16; products of bits need fewer additions than such
-products have, so that a step may pass the first.
+float32; on a GPU with bfloat16 products of gradients. Rivals take turns, with the same threads, on the same device.
+The limits are the step's products alone at the fastest rate of matrix products that the same run measures in float32
+and in bfloat16; products of bits need fewer additions than such products have, so that a step may pass the first.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from benchmarks.machine import gemm_rate, in_turn, machine
 from rws_ray.config import load_job
 from rws_ray.core import kernels
 from rws_ray.core.machine import HelmholtzMachine
+from rws_ray.core.products import factors
 from rws_ray.data import make_split
 from rws_ray.report.terminal import count, table
 from rws_ray.training.batches import Examples
@@ -35,7 +37,6 @@ DIM, LAYERS = 784, [400, 300, 200, 100, 10]
 JOB = Path(__file__).parents[1] / "jobs" / "mnist.toml"
 GRID = [(batch, num_samples) for batch in (25, 100, 400) for num_samples in (1, 5, 10, 50)]
 ALONE = {"scale.num_workers": 1}
-CPU = torch.device("cpu")
 
 
 def step_flops(num_samples: int, widths: Sequence[int] = (DIM, *LAYERS)) -> float:
@@ -48,47 +49,61 @@ def step_flops(num_samples: int, widths: Sequence[int] = (DIM, *LAYERS)) -> floa
     return 2.0 * (forward + gradients)
 
 
-def ours(batch: int, num_samples: int, optimizer: str, kind: str) -> Callable[[], object]:
-    """Our update as the recommended job has it, with compiled (`fused`) or torch's own (`plain`) kernels."""
+def ours(batch: int, num_samples: int, optimizer: str, kind: str, device: str) -> Callable[[], object]:
+    """Our update as the recommended job has it, with compiled (`fused`) or torch's own (`plain`) kernels.
+
+    On a GPU it is a graph, which takes up the first kind that it is called with; precision is bfloat16 there.
+    """
     keys = {"optim.batch_size": batch, "estimator.num_samples": num_samples, "optim.name": optimizer}
+    keys |= {"scale.precision": "bfloat16"} if device == "cuda" else {}
     job = load_job(JOB, [part for key, value in (keys | ALONE).items() for part in (f"--{key}", str(value))]).job
     cells = (np.random.default_rng(0).random((20 * batch, DIM)) < 0.13).astype(np.uint8)
-    examples = Examples(make_split(cells, name="noise", split="train", kind="binary"), CPU)
-    updater = Updater(job, HelmholtzMachine(DIM, LAYERS).initialize(0, "glorot"), examples, Group())
+    place = torch.device(device)
+    examples = Examples(make_split(cells, name="noise", split="train", kind="binary"), place)
+    machine = HelmholtzMachine(DIM, LAYERS).initialize(0, "glorot").to(place)
+    updater = Updater(job, machine, examples, Group(device=place))
     steps = itertools.count()
 
     def step() -> None:
-        with kernels.using(kind):
+        with kernels.using(kind), factors(job.scale.precision):
             updater.step(next(steps))
 
     return step
 
 
-def peers(batch: int, num_samples: int, with_compile: bool) -> dict[str, Callable[[], object]]:
-    """The peers' updates on the same kind of rows."""
+def peers(batch: int, num_samples: int, with_compile: bool, device: str) -> dict[str, Callable[[], object]]:
+    """The peers' updates on the same kind of rows, on the same device."""
     from benchmarks.peers.plain import PlainTrainer
     from benchmarks.peers.pyro_rws import PyroTrainer
 
-    x_BD = (torch.rand(batch, DIM, generator=torch.Generator().manual_seed(0)) < 0.13).float()
-    trainers: dict[str, Any] = {"plain PyTorch": PlainTrainer(DIM, LAYERS, num_samples)}
+    x_BD = (torch.rand(batch, DIM, generator=torch.Generator().manual_seed(0)) < 0.13).float().to(device)
+    trainers: dict[str, Any] = {"plain PyTorch": PlainTrainer(DIM, LAYERS, num_samples, device=device)}
     if with_compile:
-        trainers["plain PyTorch, compiled"] = PlainTrainer(DIM, LAYERS, num_samples, is_compiled=True)
-    trainers["Pyro, weights per example"] = PyroTrainer(DIM, LAYERS, num_samples, is_per_example=True)
-    trainers["Pyro as shipped"] = PyroTrainer(DIM, LAYERS, num_samples, is_per_example=False)
+        trainers["plain PyTorch, compiled"] = PlainTrainer(DIM, LAYERS, num_samples, is_compiled=True, device=device)
+    trainers["Pyro, weights per example"] = PyroTrainer(DIM, LAYERS, num_samples, is_per_example=True, device=device)
+    trainers["Pyro as shipped"] = PyroTrainer(DIM, LAYERS, num_samples, is_per_example=False, device=device)
     return {name: lambda trainer=trainer: trainer.step(x_BD) for name, trainer in trainers.items()}
 
 
-def measure(batch: int, num_samples: int, rounds: int, with_peers: bool, with_compile: bool) -> list[dict[str, Any]]:
+def measure(
+    batch: int, num_samples: int, rounds: int, with_peers: bool, with_compile: bool, device: str = "cpu"
+) -> list[dict[str, Any]]:
     """Examples a second of each rival, with the spread over the rounds."""
     rivals = {
-        f"ours, {optimizer}" + ("" if kind == "fused" else ", plain kernels"): ours(batch, num_samples, optimizer, kind)
+        f"ours, {optimizer}" + ("" if kind == "fused" else ", plain kernels"): ours(
+            batch, num_samples, optimizer, kind, device
+        )
         for kind in ("fused", "plain")
         for optimizer in ("natural", "adam", "sgd")
     }
     if with_peers:
-        rivals |= peers(batch, num_samples, with_compile)
-    calls = max(1, round(1000 / (batch * num_samples)))
-    limits = {precision: gemm_rate(precision) / step_flops(num_samples) for precision in ("float32", "bfloat16")}
+        rivals |= peers(batch, num_samples, with_compile, device)
+    calls = max(1, round((1000 if device == "cpu" else 10**6) / (batch * num_samples)))
+    rows = 500 if device == "cpu" else batch * num_samples
+    limits = {
+        precision: gemm_rate(precision, rows, device=device) / step_flops(num_samples)
+        for precision in ("float32", "bfloat16")
+    }
     timings = in_turn(rivals, rounds, calls)
     base = timings["plain PyTorch"].median if with_peers else None
     return [
@@ -112,13 +127,18 @@ def main() -> None:
     parser.add_argument("--num-samples", type=int, default=5)
     parser.add_argument("--grid", action="store_true", help="a grid of batch sizes and K, ours alone")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="ours and the peers' alike")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="also plain PyTorch under torch.compile")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     asked = parser.parse_args()
+    if asked.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device: torch finds no GPU here; leave --device away to measure the CPU")
     torch.set_num_threads(asked.threads)
     points = GRID if asked.grid else [(asked.batch, asked.num_samples)]
-    rows = [row for point in points for row in measure(*point, asked.rounds, not asked.grid, asked.compile)]
+    rows = [
+        row for point in points for row in measure(*point, asked.rounds, not asked.grid, asked.compile, asked.device)
+    ]
     headers = ["batch", "K", "rival", "examples/s", "slowest", "fastest", "× plain", "of float32", "of bfloat16"]
     print(table(headers, [_cells(row) for row in rows]))
     if asked.json:

@@ -81,8 +81,10 @@ def rws_loss(
 class PlainTrainer:
     """One update after another with Adam; eager, or with the loss under torch.compile."""
 
-    def __init__(self, dim: int, layers: Sequence[int], num_samples: int, is_compiled: bool = False):
-        self.machine = PlainMachine(dim, layers)
+    def __init__(
+        self, dim: int, layers: Sequence[int], num_samples: int, is_compiled: bool = False, device: str = "cpu"
+    ):
+        self.machine = PlainMachine(dim, layers).to(device)
         self.optimizer = torch.optim.Adam(self.machine.parameters(), lr=1e-3)
         self.num_samples = num_samples
         self.loss = torch.compile(rws_loss) if is_compiled else rws_loss

@@ -69,9 +69,9 @@ def _sum_sites(trace: Any) -> Tensor:
 class PyroTrainer:
     """One update after another with Pyro's Adam; K particles, wake and sleep q-updates in equal parts."""
 
-    def __init__(self, dim: int, layers: Sequence[int], num_samples: int, is_per_example: bool):
+    def __init__(self, dim: int, layers: Sequence[int], num_samples: int, is_per_example: bool, device: str = "cpu"):
         pyro.clear_param_store()
-        self.machine = PyroMachine(dim, layers)
+        self.machine = PyroMachine(dim, layers).to(device)
         estimator = PerExample if is_per_example else ReweightedWakeSleep
         loss = estimator(num_particles=num_samples, insomnia=0.5, num_sleep_particles=1, max_plate_nesting=1)
         self.svi = SVI(self.machine.model, self.machine.guide, pyro.optim.Adam({"lr": 1e-3}), loss=loss)

@@ -20,7 +20,7 @@ _24_BITS = 0xFFFFFF
 Draw = Callable[[tuple[int, ...], torch.Generator], Tensor]
 
 
-def generator(seed: int, purpose: str, *counters: int) -> torch.Generator:
+def generator(seed: int, purpose: str, *counters: int | Tensor) -> torch.Generator:
     """The generator of one key, on the CPU.
 
     The key is hashed, so neighbouring counters give unrelated streams. torch's CPU engine keeps 32 bits of the
@@ -29,11 +29,13 @@ def generator(seed: int, purpose: str, *counters: int) -> torch.Generator:
     return torch.Generator().manual_seed(_hash(seed, purpose, *counters))
 
 
-def keyed(seed: int, purpose: str, *counters: int, device: torch.device | str = "cpu") -> Stream:
-    """The stream of one key on a device."""
+def keyed(seed: int, purpose: str, *counters: int | Tensor, device: torch.device | str = "cpu") -> Stream:
+    """The stream of one key on a device; a first counter that lies there, int64 (1,), is read there."""
+    first, *rest = counters or (0,)
+    if isinstance(first, Tensor):
+        return CounterStream(seed, purpose, first, *rest)
     if torch.device(device).type == "cpu":
         return Stream(generator(seed, purpose, *counters))
-    first, *rest = counters or (0,)
     return CounterStream(seed, purpose, torch.full((1,), first, device=device), *rest)
 
 
@@ -51,7 +53,7 @@ def joined(streams: Sequence[Stream], places: Sequence[int]) -> Stream:
     return Stream([generator for each in streams for generator in each.generators], places)
 
 
-def _hash(seed: int, purpose: str, *counters: int) -> int:
+def _hash(seed: int, purpose: str, *counters: int | Tensor) -> int:
     key = "/".join([str(seed), purpose, *map(str, counters)])
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
 
@@ -113,7 +115,7 @@ class CounterStream(Stream):
             read when numbers are made: a captured graph takes the value that it finds.
     """
 
-    def __init__(self, seed: int, purpose: str, first_G: Tensor, *counters: int):
+    def __init__(self, seed: int, purpose: str, first_G: Tensor, *counters: int | Tensor):
         super().__init__([])
         self.key = _hash(seed, f"{purpose}/philox", *counters) >> 1  # 63 bits: a number to every language
         self.first_G, self.draws = first_G, 0

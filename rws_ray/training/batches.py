@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rws_ray.core.streams import Stream, generator
+from rws_ray.core.streams import CounterStream, Stream, generator
 from rws_ray.data import Split, StreamedSplit
 
 
@@ -23,6 +23,7 @@ class Examples:
         self.num_rows, self.dim, self.is_grey = split.num_rows, split.dim, split.kind == "gray8"
         self.split, self.device = split, device
         self.held = None if isinstance(split, StreamedSplit) else torch.from_numpy(split.rows).to(device)
+        self.place = torch.device("cpu") if self.held is None else device  # where rows are chosen
         bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
         self._bytes = torch.from_numpy(bits).to(device, torch.float32)
 
@@ -50,10 +51,11 @@ class Epochs:
         num_rows: N.
         batch_size: B; the last batch of an epoch holds what is left.
         seed: of the permutations.
+        device: where they are made, and lie. A GPU's are others than the CPU's.
     """
 
-    def __init__(self, num_rows: int, batch_size: int, seed: int):
-        self.num_rows, self.batch_size, self.seed = num_rows, batch_size, seed
+    def __init__(self, num_rows: int, batch_size: int, seed: int, device: torch.device | str = "cpu"):
+        self.num_rows, self.batch_size, self.seed, self.device = num_rows, batch_size, seed, torch.device(device)
         self.steps = math.ceil(num_rows / batch_size)
         self._epoch, self._order = -1, torch.empty(0)
 
@@ -61,9 +63,19 @@ class Epochs:
         """Row numbers of a global batch."""
         epoch, place = divmod(step, self.steps)
         if epoch != self._epoch:
-            self._order = torch.randperm(self.num_rows, generator=generator(self.seed, "shuffle", epoch))
+            if self.device.type == "cpu":
+                self._order = torch.randperm(self.num_rows, generator=generator(self.seed, "shuffle", epoch))
+            else:
+                stream = CounterStream(self.seed, "shuffle", torch.full((1,), epoch, device=self.device))
+                self._order = permutation(self.num_rows, stream)
             self._epoch = epoch
         return self._order[place * self.batch_size : (place + 1) * self.batch_size]
+
+
+def permutation(num_rows: int, stream: CounterStream) -> Tensor:
+    """Row numbers in random order, (N,), on the stream's device: they are sorted by 64 random bits each."""
+    high, low = stream.raw((1, num_rows, 2))[0].long().unbind(1)
+    return torch.argsort((high << 32) ^ low, stable=True)
 
 
 def smoothed_means(split: Split) -> Tensor:

@@ -25,15 +25,7 @@ from rws_ray.core.storage import WEIGHTS_FILE
 from rws_ray.data import Dataset
 from rws_ray.errors import InfrastructureError, RunError
 from rws_ray.training.batches import Examples, independent_nll
-from rws_ray.training.checkpoint import (
-    FORMAT,
-    Checkpoint,
-    Store,
-    check_format,
-    newest_valid,
-    pack,
-    write_checkpoint,
-)
+from rws_ray.training.checkpoint import FORMAT, Checkpoint, Store, check_format, newest_valid, pack, write_checkpoint
 from rws_ray.training.estimation import estimate_split, standard_error, star_metrics, summary, validation_rows
 from rws_ray.training.flat import FlatLayout
 from rws_ray.training.folder import check_same_job
@@ -187,9 +179,12 @@ class Fitter:
                     return
                 lookout.check()
                 yield UPDATE
+                if self._is_report_due() or self._is_checkpoint_due():
+                    self._settle()  # and the seconds are those of updates that are done
                 if self._is_clock_due():
                     started = self._count(started)
         except Stopped:
+            self._settle()
             if self.saved_step != self.progress.step:
                 self.save()
             raise
@@ -233,13 +228,25 @@ class Fitter:
         with factors(self.job.scale.precision):
             try:
                 self.updater.step(self.progress.step)
-            except NotFiniteError:
-                if not self._leave_out():
-                    return
-                self.progress.skipped += 1
-                self.progress.step += 1
+                if self.progress.skipped:
+                    self.updater.check()  # the next may be as bad
+            except NotFiniteError as error:
+                self._deal_with(error)
             else:
                 self.stepped()
+
+    def _settle(self) -> None:
+        """Wait for the updates that a device was given; where one was not finite, go on from there."""
+        try:
+            self.updater.check()
+        except NotFiniteError as error:
+            self._deal_with(error)
+
+    def _deal_with(self, error: NotFiniteError) -> None:
+        self.progress.step = error.step  # where a GPU was given more steps, they changed nothing
+        if self._leave_out():
+            self.progress.skipped += 1
+            self.progress.step += 1
 
     def stepped(self) -> None:
         """The next update was taken."""
@@ -278,7 +285,7 @@ class Fitter:
             self.best.copy_(self.updater.average)
         else:
             progress.stale += 1
-        digest = self._agreed_digest()
+        digest = self.updater.agreed_digest(progress.step)
         sums = self.updater.gather_sums(progress.step - progress.reported_step)
         progress.reported_step = progress.step
         num_samples = training_num_samples(job, (progress.step - 1) // steps)
@@ -301,16 +308,6 @@ class Fitter:
             | sums
             | ({} if self.checkpoint_seconds is None else {"checkpoint_seconds": self.checkpoint_seconds})
         )
-
-    def _agreed_digest(self) -> str:
-        """The digest of the weights; RunError on every worker where they hold different ones."""
-        found = self.group.gather(self.updater.digest())
-        if self.job.scale.reduction == "exact" and len(set(found)) > 1:
-            raise RunError(
-                f"after step {self.progress.step} the workers hold different weights: do they run on CPUs or GPUs of "
-                'different types, or different libraries? Give them the same, or set scale.reduction = "fast".'
-            )
-        return found[0]
 
     def finish(self) -> Outcome:
         """The best weights (by validation NLL) and their test NLL; every worker gets the same."""

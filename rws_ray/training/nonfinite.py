@@ -29,6 +29,10 @@ MAX_SKIPPED = 10  # updates left out in a row before the run ends: by then the w
 class NotFiniteError(RunError):
     """The loss or the gradient of a step is not finite; nothing was changed. Raised on every worker alike."""
 
+    def __init__(self, step: int):
+        super().__init__(f"the loss or gradient of step {step} is not finite.")
+        self.step = step
+
 
 def examine(updater: Updater, store: Store, step: int) -> str:
     """Compute the step's micro-shards again, one by one, and save the batch's row ids with those that are to blame.
@@ -65,6 +69,6 @@ def _is_finite(updater: Updater, step: int, shard: int) -> bool:
     rows = updater.epochs.batch(step).tensor_split(updater.job.scale.micro_shards)[shard]
     vector = torch.zeros(updater.layout.num_parameters, device=updater.group.device)
     before = updater.sums.clone()
-    updater.add_shard(step, shard, rows, vector)
+    updater.add_shard(step, shard, rows, vector, updater.num_samples(step))
     updater.sums.copy_(before)
     return bool(torch.isfinite(vector.norm()))

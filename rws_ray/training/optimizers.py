@@ -3,7 +3,7 @@
 Each moves a parameter vector θ against the gradient g of the batch mean (which it overwrites), p's part with one
 learning rate and q's with another. Their state is a dict of tensors, so a checkpoint stores it as it is.
 The parameters of P runs that are moved together (training.stack) are the rows of a matrix, and so is each state; rates
-and steps are then columns, (P, 1).
+are then columns, (P, 1).
 """
 
 from __future__ import annotations
@@ -27,10 +27,31 @@ MOMENT_MEMORY = 100  # moment updates that the running mean spans
 
 
 class Rates(NamedTuple):
-    """The learning rates of p and of q at a step; columns (P, 1) of P runs."""
+    """The numbers that an update takes from its step; columns (P, 1) of P runs, or float64 scalars on a device.
+
+    Attributes:
+        p, q: learning rates.
+        mean, square: Adam's corrections 1 − β^(t + 1) of its two running means.
+        average: how far the average of the parameters goes towards them.
+        moments: how far natural's input moments go towards a batch's.
+    """
 
     p: float | Tensor
     q: float | Tensor
+    mean: float | Tensor = 1.0
+    square: float | Tensor = 1.0
+    average: float | Tensor = 1.0
+    moments: float | Tensor = 1.0
+
+
+def corrections(step: int) -> tuple[float, float]:
+    """Adam's 1 − β^(t + 1), of its running mean and of its squares."""
+    return 1 - 0.9 ** (step + 1), 1 - 0.999 ** (step + 1)
+
+
+def moment_weight(step: int) -> float:
+    """How far natural's input moments go towards the batch's at a step that brings some."""
+    return max(1 / (step // MOMENT_EVERY + 1), 1 / MOMENT_MEMORY)
 
 
 class Adam:
@@ -44,15 +65,15 @@ class Adam:
         """Adam needs no input moments."""
         return False
 
-    def update(self, theta: Tensor, gradient: Tensor, rates: Rates, step: int | Tensor) -> None:
-        """Move θ in place; `step` counts from 0."""
+    def update(self, theta: Tensor, gradient: Tensor, rates: Rates) -> None:
+        """Move θ in place."""
         mean, square = self.state["mean"], self.state["square"]
         mean.lerp_(gradient, 0.1)
         square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
-        scale = torch.div(square, _single(1 - _power(0.999, step)), out=gradient).sqrt_().add_(1e-8)
-        parts = zip(*map(self.layout.networks, (theta, mean, scale)), rates, strict=True)
+        scale = torch.div(square, single(rates.square), out=gradient).sqrt_().add_(1e-8)
+        parts = zip(*map(self.layout.networks, (theta, mean, scale)), rates[:2], strict=True)
         for theta_part, mean_part, scale_part, rate in parts:
-            theta_part.addcdiv_(mean_part * _single(-rate / (1 - _power(0.9, step))), scale_part)
+            theta_part.addcdiv_(mean_part * single(-rate / rates.mean), scale_part)
 
 
 class Momentum:
@@ -66,10 +87,10 @@ class Momentum:
         """Plain momentum needs no input moments."""
         return False
 
-    def update(self, theta: Tensor, gradient: Tensor, rates: Rates, step: int | Tensor) -> None:
+    def update(self, theta: Tensor, gradient: Tensor, rates: Rates) -> None:
         """Move θ in place; the rate is folded in before the momentum, as in the reference."""
-        for part, rate in zip(self.layout.networks(gradient), rates, strict=True):
-            part.mul_(_single(rate))
+        for part, rate in zip(self.layout.networks(gradient), rates[:2], strict=True):
+            part.mul_(single(rate))
         theta.sub_(self.state["velocity"].lerp_(gradient, 1 - MOMENTUM))
 
 
@@ -100,30 +121,34 @@ class Natural(Momentum):
         """Whether this step's batch is to bring its input moments."""
         return step % MOMENT_EVERY == 0
 
-    def add_moments(self, moments: Tensor, step: int) -> None:
-        """Take in a batch's mean input moments, and refresh the preconditioner where it is due."""
-        count = step // MOMENT_EVERY
-        self.state["moments"].lerp_(moments, max(1 / (count + 1), 1 / MOMENT_MEMORY))
-        if step % REFRESH_EVERY:
-            return
+    def wants_refresh(self, step: int) -> bool:
+        """Whether the preconditioner is due, after this step's moments."""
+        return step % REFRESH_EVERY == 0
+
+    def add_moments(self, moments: Tensor, weight: float | Tensor) -> None:
+        """Take in a batch's mean input moments."""
+        self.state["moments"].lerp_(moments, single(weight))
+
+    def refresh(self, is_first: bool) -> None:
+        """Make the preconditioner anew from the moments, from nothing or from the one before."""
         with alone():  # the eigenvectors' bits would depend on the threads
             squares = self.layout.squares(self.state["moments"])
             for moment_II, (basis_IR, gain_R, rest) in zip(squares, self._factors(), strict=True):
-                values_R, vectors_IR = leading_eigenvectors(moment_II, basis_IR, is_first=step == 0)
+                values_R, vectors_IR = leading_eigenvectors(moment_II, basis_IR, is_first)
                 others = len(moment_II) - len(values_R)
                 left = (moment_II.trace() - values_R.sum()).clamp(min=0) / others if others else values_R.new_zeros(())
                 rest.copy_(self.damping / (left + self.damping))
                 basis_IR.copy_(vectors_IR)
                 gain_R.copy_(1 - self.damping / (values_R + self.damping) / rest)
 
-    def update(self, theta: Tensor, gradient: Tensor, rates: Rates, step: int | Tensor) -> None:
+    def update(self, theta: Tensor, gradient: Tensor, rates: Rates) -> None:
         """Move θ in place along the preconditioned gradient."""
         layers = zip(self.layout.maps, self.layout.matrices(gradient), self._factors(), strict=True)
         for _ in in_threads(_precondition, list(layers)):
             pass
         for place in self.layout.others:
             gradient[..., place].mul_(self.damping / (1 + self.damping))  # their only input is 1, so A = 1
-        super().update(theta, gradient, rates, step)
+        super().update(theta, gradient, rates)
 
     def _factors(self) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Each layer's U (I + 1, R), g (R,) and c (1,), as views of the state."""
@@ -165,15 +190,8 @@ def leading_eigenvectors(moment_II: Tensor, basis_IR: Tensor, is_first: bool) ->
 Optimizer = Adam | Momentum | Natural
 
 
-def _power(base: float, step: int | Tensor) -> float | Tensor:
-    """base^(step + 1), of each step of a column too by Python's arithmetic: another's last bit may differ."""
-    if isinstance(step, Tensor):
-        return step.new_tensor([base ** (each + 1) for each in step.flatten().tolist()]).view(step.shape)
-    return base ** (step + 1)
-
-
-def _single(value: float | Tensor) -> float | Tensor:
-    """A column of numbers in the parameters' float32, which a plain number is taken as anyway."""
+def single(value: float | Tensor) -> float | Tensor:
+    """A tensor of numbers in the parameters' float32, which a plain number is taken as anyway."""
     return value.float() if isinstance(value, Tensor) else value
 
 

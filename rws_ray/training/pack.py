@@ -72,6 +72,7 @@ class Pack:
         except RwsError as error:
             self.events.append((number, {"kind": "failed", "message": str(error)}))
             return
+        fitter.updater.on_device = None  # its tensors become rows of a stack, which looks at each update
         member = self.members[number] = Member(fitter, fitter.rounds())
         fitter.clock = lambda: member.seconds
 

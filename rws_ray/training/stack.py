@@ -18,7 +18,7 @@ from rws_ray.config import Job, determining
 from rws_ray.core.estimators import Estimator
 from rws_ray.core.pack import can_pack, packed_machine
 from rws_ray.core.streams import Stream, joined, keyed
-from rws_ray.training.optimizers import Natural, Rates
+from rws_ray.training.optimizers import Natural, Rates, single
 from rws_ray.training.reduction import Group, TreeSum
 from rws_ray.training.update import Updater, make_optimizer, training_num_samples
 
@@ -100,7 +100,10 @@ class Stack:
         self._clip(gradient, norms)
         for updater, row, is_wanted, step in zip(self.updaters, total, wanting, steps, strict=True):
             if is_wanted and isinstance(updater.optimizer, Natural):
-                updater.optimizer.add_moments(row[self.layout.num_summed : self.layout.length], step)
+                moments = row[self.layout.num_summed : self.layout.length]
+                updater.optimizer.add_moments(moments, updater.rates(step).moments)
+                if updater.optimizer.wants_refresh(step):
+                    updater.optimizer.refresh(is_first=step == 0)
         self._move(gradient, steps)
         return True
 
@@ -162,10 +165,9 @@ class Stack:
     def _move(self, gradient: Tensor, steps: Sequence[int]) -> None:
         rates = [updater.rates(step) for updater, step in zip(self.updaters, steps, strict=True)]
         columns = Rates(*(self._column(values) for values in zip(*rates, strict=True)))
-        self.optimizer.update(self.theta, gradient, columns, self._column(steps))
+        self.optimizer.update(self.theta, gradient, columns)
         if self.average is not None:
-            weights = [1 - updater.decay(step) for updater, step in zip(self.updaters, steps, strict=True)]
-            self.average.lerp_(self.theta, self._column(weights).float())
+            self.average.lerp_(self.theta, single(columns.average))
 
     def _column(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float64, device=self.device).unsqueeze(1)

@@ -14,13 +14,25 @@ from rws_ray.config import Job
 from rws_ray.core.estimators import Estimator
 from rws_ray.core.machine import HelmholtzMachine
 from rws_ray.core.streams import keyed
+from rws_ray.errors import RunError
 from rws_ray.training.batches import Epochs, Examples
 from rws_ray.training.flat import FlatLayout
 from rws_ray.training.nonfinite import NotFiniteError
-from rws_ray.training.optimizers import Adam, Momentum, Natural, Optimizer, Rates, scheduled
+from rws_ray.training.optimizers import (
+    Adam,
+    Momentum,
+    Natural,
+    Optimizer,
+    Rates,
+    corrections,
+    moment_weight,
+    scheduled,
+    single,
+)
 from rws_ray.training.reduction import Group, PlainSum, TreeSum
 from rws_ray.training.replicas import replicas
 from rws_ray.training.threads import alone
+from rws_ray.training.unseen import DeviceUpdate, can_run_unseen
 
 SUMS = ("log_prob", "ess", "max_weight", "rows")  # of each micro-shard, since the last report
 
@@ -49,11 +61,12 @@ class Updater:
         sums: (S, 4) float64, sums over this worker's micro-shards since the last report, in the order of SUMS.
         norms: sums of the gradient norms of p and q since the last report.
         time_share: of optim.max_seconds that is spent, the same on every worker; 0 where there is no such limit.
+        on_device: what takes the updates on a GPU, with no look from the host; else None.
     """
 
     def __init__(self, job: Job, machine: HelmholtzMachine, examples: Examples, group: Group):
         self.job, self.examples, self.group = job, examples, group
-        self.epochs = Epochs(examples.num_rows, job.optim.batch_size, job.seed)
+        self.epochs = Epochs(examples.num_rows, job.optim.batch_size, job.seed, examples.place)
         threads = torch.get_num_threads() if group.device.type == "cpu" else 1
         self.replicas = replicas(machine, job, threads)
         self.machine, self.memory, self.layout = self.replicas[0][:3]
@@ -67,43 +80,79 @@ class Updater:
         self.sums = torch.zeros(job.scale.micro_shards, len(SUMS), dtype=torch.float64, device=group.device)
         self.norms = torch.zeros(2, dtype=torch.float64, device=group.device)
         self.time_share = 0.0
+        of = job.estimator
+        self.mixture = (of.wake_mix, of.num_dreams, of.control_variate)
+        self.on_device = DeviceUpdate(self) if can_run_unseen(self) else None
 
     def step(self, step: int) -> None:
         """Take one update, `step` counting from 0 over the whole run.
 
         Raises:
-            NotFiniteError: the loss or the gradient is not finite; nothing was changed.
+            NotFiniteError: the loss or the gradient is not finite; nothing was changed. On a GPU `check` tells it.
         """
         rows = self.epochs.batch(step)
-        shards = rows.tensor_split(self.job.scale.micro_shards)
+        if self.on_device is not None:
+            self.on_device.step(step, rows)
+            return
         if (step + 1) % self.epochs.steps:
             upcoming = self.epochs.batch(step + 1).tensor_split(self.job.scale.micro_shards)
             for shard in self.group.shards(len(upcoming)):
                 self.examples.prefetch(upcoming[shard])
-        with_moments = self.optimizer.wants_moments(step)
-        length = self.layout.length if with_moments else self.layout.num_summed
         before = self.sums.clone()
-        total = self.reduce(lambda shard, vector: self.add_shard(step, shard, shards[shard], vector), length)
-        total.div_(len(rows))
-        gradient = total[: self.layout.num_parameters]
-        norms = self._finite_norms(gradient, step, before)
-        self.clip(gradient, norms)
-        if isinstance(self.optimizer, Natural) and with_moments:
-            self.optimizer.add_moments(total[self.layout.num_summed :], step)
-        self.optimizer.update(self.theta, gradient, self.rates(step), step)
+        total = self.sum_gradients(step, rows, self.optimizer.wants_moments(step), self.num_samples(step))
+        norms = self.gradient_norms(total)
+        if not bool(torch.isfinite(norms).all()):
+            self.sums.copy_(before)
+            raise NotFiniteError(step)
+        self.move(total, norms, self.rates(step), step)
         if self.memory is not None:
             self.memory.update(self.layout.own_sums(total), step)
+
+    def check(self) -> None:
+        """Wait for the device, and look whether all updates since the last look were finite.
+
+        Raises:
+            NotFiniteError: one was not; it and all after it changed nothing.
+        """
+        if self.on_device is not None:
+            self.on_device.check()
+
+    def sum_gradients(self, step: int | Tensor, rows: Tensor, with_moments: bool, num_samples: int) -> Tensor:
+        """The batch's mean gradient and, behind it, the estimator's own sums and the input moments."""
+        shards = rows.tensor_split(self.job.scale.micro_shards)
+        length = self.layout.length if with_moments else self.layout.num_summed
+        total = self.reduce(
+            lambda shard, vector: self.add_shard(step, shard, shards[shard], vector, num_samples), length
+        )
+        return total.div_(len(rows))
+
+    def gradient_norms(self, total: Tensor) -> Tensor:
+        """The norms of p's and of q's gradient, (2,) float64."""
+        with alone():  # a sum's bits would depend on the threads
+            return torch.stack([part.norm().double() for part in self.layout.networks(total)])
+
+    def move(self, total: Tensor, norms: Tensor, rates: Rates, step: int) -> None:
+        """Move parameters, optimiser and average by a batch's sums; of the step only what is due at it counts here."""
+        gradient = total[: self.layout.num_parameters]
+        self.norms += norms
+        self.clip(gradient, norms)
+        if isinstance(self.optimizer, Natural) and self.optimizer.wants_moments(step):
+            self.optimizer.add_moments(total[self.layout.num_summed :], rates.moments)
+            if self.optimizer.wants_refresh(step):
+                self.optimizer.refresh(is_first=step == 0)
+        self.optimizer.update(self.theta, gradient, rates)
         if self.job.optim.average:
-            self.average.lerp_(self.theta, 1 - self.decay(step))
+            self.average.lerp_(self.theta, single(rates.average))
 
-    def decay(self, step: int) -> float:
-        """Of the average: early on it spans a tenth of the steps so far, so that it forgets where it started."""
-        return min(self.job.optim.average, (1 + step) / (10 + step))
+    def num_samples(self, step: int) -> int:
+        """K at a step."""
+        return training_num_samples(self.job, step // self.epochs.steps)
 
-    def add_shard(self, step: int, shard: int, rows: Tensor, vector: Tensor) -> None:
+    def add_shard(self, step: int | Tensor, shard: int, rows: Tensor, vector: Tensor, num_samples: int) -> None:
         """Add the gradient (and input moments) of one micro-shard's rows to a vector, and its sums to `sums`.
 
-        As many threads may call it at once as there are replicas.
+        As many threads may call it at once as there are replicas. The step counts for the random numbers alone; as a
+        tensor, int64 (1,), it is read on the device.
         """
         if not len(rows):
             return
@@ -117,7 +166,7 @@ class Updater:
             info = replica.add_gradients(
                 replica.machine,
                 self.examples.take(rows, pixels),
-                self._estimator(step),
+                Estimator(num_samples, *self.mixture),
                 wake,
                 sleep,
                 self.layout.input_moments(vector) if len(vector) > self.layout.num_summed else None,
@@ -127,33 +176,25 @@ class Updater:
         self.sums[shard] += torch.stack([*info, torch.full_like(info.log_prob, len(rows))])
         vector[0] += 0.0 * info.log_prob  # NaN where the loss is not finite: the sum tells every worker
 
-    def _estimator(self, step: int) -> Estimator:
-        of = self.job.estimator
-        num_samples = training_num_samples(self.job, step // self.epochs.steps)
-        return Estimator(num_samples, of.wake_mix, of.num_dreams, of.control_variate)
-
-    def _finite_norms(self, gradient: Tensor, step: int, sums: Tensor) -> Tensor:
-        with alone():  # a sum's bits would depend on the threads
-            norms = torch.stack([part.norm().double() for part in self.layout.networks(gradient)])
-        if not bool(torch.isfinite(norms).all()):
-            self.sums.copy_(sums)
-            raise NotFiniteError(f"the loss or gradient of step {step} is not finite.")
-        self.norms += norms
-        return norms
-
     def clip(self, gradient: Tensor, norms: Tensor) -> None:
         """Scale the gradients of p and of q down to the largest norm, where there is one."""
         if self.job.optim.clip_norm:
-            for part, norm in zip(self.layout.networks(gradient), norms.tolist(), strict=True):
-                part.mul_(min(1.0, self.job.optim.clip_norm / max(norm, 1e-30)))
+            scales = (self.job.optim.clip_norm / norms.clamp(min=1e-30)).clamp(max=1.0).float()
+            for part, scale in zip(self.layout.networks(gradient), scales, strict=True):
+                part.mul_(scale)
 
     def rates(self, step: int) -> Rates:
-        """The learning rates at a step."""
+        """The numbers that an update takes from its step."""
         optim, epoch = self.job.optim, step / self.epochs.steps
         if optim.schedule == "cosine":  # laid out over the epochs, or over the time where that ends first
             epoch = max(epoch, self.time_share * optim.epochs)
-        rates = (self.job.lr, self.job.lr_q)
-        return Rates(*(scheduled(rate, optim.schedule, epoch, optim.epochs, optim.step_epochs) for rate in rates))
+        lr, lr_q = (
+            scheduled(rate, optim.schedule, epoch, optim.epochs, optim.step_epochs)
+            for rate in (self.job.lr, self.job.lr_q)
+        )
+        # Early on the average spans a tenth of the steps so far, so that it forgets where it started.
+        decay = min(optim.average, (1 + step) / (10 + step))
+        return Rates(lr, lr_q, *corrections(step), average=1 - decay, moments=moment_weight(step))
 
     def gather_sums(self, num_steps: int) -> dict[str, float]:
         """Means over the examples and steps since the last call, the same on every worker; starts anew."""
@@ -172,6 +213,16 @@ class Updater:
         for vector in (self.theta, self.average):
             digest.update(vector.cpu().numpy().data)
         return digest.hexdigest()
+
+    def agreed_digest(self, step: int) -> str:
+        """The digest of the weights after so many steps; RunError on every worker where they hold different ones."""
+        found = self.group.gather(self.digest())
+        if self.job.scale.reduction == "exact" and len(set(found)) > 1:
+            raise RunError(
+                f"after step {step} the workers hold different weights: do they run on CPUs or GPUs of different "
+                'types, or different libraries? Give them the same, or set scale.reduction = "fast".'
+            )
+        return found[0]
 
     def trained(self) -> dict[str, Tensor]:
         """The tensors that updates change."""

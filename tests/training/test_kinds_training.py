@@ -64,7 +64,13 @@ def test_natural_preconditions_every_linear_map_by_its_own_inputs():
         job, job_machine(job, dataset).initialize(3), Examples(dataset.train, torch.device("cpu")), Group()
     )
     layout, shards = updater.layout, updater.epochs.batch(0).tensor_split(4)
-    total = updater.reduce(lambda shard, vector: updater.add_shard(0, shard, shards[shard], vector), layout.length) / 10
+    total = (
+        updater.reduce(
+            lambda shard, vector: updater.add_shard(0, shard, shards[shard], vector, updater.num_samples(0)),
+            layout.length,
+        )
+        / 10
+    )
     theta, gradient = updater.theta.clone(), total[: layout.num_parameters]
     updater.step(0)
     moved = (theta - updater.theta) / (0.05 * job.lr)

@@ -24,18 +24,18 @@ def _spoiled(fitter: Fitter, steps: range, times: int, in_loss: bool = False) ->
     """Make a micro-shard's gradient, or its loss, not finite: at these steps, the first so many times."""
     updater, original, left = fitter.updater, fitter.updater.add_shard, dict.fromkeys(steps, times)
 
-    def add_shard(step: int, shard: int, rows: torch.Tensor, vector: torch.Tensor) -> None:
+    def add_shard(step: int, shard: int, rows: torch.Tensor, vector: torch.Tensor, num_samples: int) -> None:
         if shard == SHARD and left.get(step, 0):
             left[step] -= 1
             if in_loss:
                 (replica,) = updater.replicas
                 spoiled = lambda *given: replica.add_gradients(*given)._replace(log_prob=torch.tensor(-torch.inf))  # noqa: E731
                 updater.replicas[:] = [replica._replace(add_gradients=spoiled)]
-                original(step, shard, rows, vector)
+                original(step, shard, rows, vector, num_samples)
                 updater.replicas[:] = [replica]
                 return
             vector[5] = float("nan")
-        original(step, shard, rows, vector)
+        original(step, shard, rows, vector, num_samples)
 
     updater.add_shard = add_shard  # type: ignore[method-assign]
 

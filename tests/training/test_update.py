@@ -13,7 +13,7 @@ from rws_ray.errors import RunError
 from rws_ray.training import optimizers
 from rws_ray.training.batches import Epochs, Examples, independent_nll, smoothed_means
 from rws_ray.training.flat import FlatLayout
-from rws_ray.training.optimizers import Adam, Momentum, Natural, Rates, leading_eigenvectors, scheduled
+from rws_ray.training.optimizers import Adam, Momentum, Natural, Rates, corrections, leading_eigenvectors, scheduled
 from rws_ray.training.reduction import Group
 from rws_ray.training.update import Updater, training_num_samples
 
@@ -36,7 +36,7 @@ def test_unequal_micro_shards_weigh_by_their_rows():
         streams = [Stream(generator(0, purpose, 0, shard)) for purpose in ("wake", "sleep")]
         add_rws_gradients(made.machine, made.examples.take(part), Estimator(3), *streams)
     found = made.reduce(
-        lambda shard, vector: made.add_shard(0, shard, rows.tensor_split(4)[shard], vector), len(expected)
+        lambda shard, vector: made.add_shard(0, shard, rows.tensor_split(4)[shard], vector, 3), len(expected)
     )
     torch.testing.assert_close(found / len(rows), expected / 10)
 
@@ -85,7 +85,7 @@ def test_adam_moves_as_torchs_adam():
         gradient = torch.randn(len(theta), generator=torch.Generator().manual_seed(step + 1))
         twin.grad = gradient.clone()
         theirs.step()
-        ours.update(theta, gradient, Rates(0.01, 0.01), step)
+        ours.update(theta, gradient, Rates(0.01, 0.01, *corrections(step)))
     torch.testing.assert_close(theta, twin.detach(), rtol=1e-5, atol=1e-6)
 
 
@@ -99,7 +99,7 @@ def test_momentum_is_the_references_on_sums():
         mean = torch.randn(len(theta), generator=torch.Generator().manual_seed(step))
         velocity = 0.95 * velocity + 0.05 * (1e-3 * (100 * mean))
         reference -= velocity
-        ours.update(theta, mean.clone(), Rates(0.1, 0.1), step)
+        ours.update(theta, mean.clone(), Rates(0.1, 0.1))
     torch.testing.assert_close(theta, reference)
 
 
@@ -118,8 +118,9 @@ def test_natural_preconditions_each_layer_by_its_input_moment():
     (prior,) = flat.others
     expected[prior] *= damping / (1 + damping)
     ours = Natural(flat, theta, damping)
-    ours.add_moments(moments, 0)
-    ours.update(theta, gradient.clone(), Rates(1.0, 1.0), 0)
+    ours.add_moments(moments, 1.0)
+    ours.refresh(is_first=True)
+    ours.update(theta, gradient.clone(), Rates(1.0, 1.0))
     torch.testing.assert_close(theta, -0.05 * expected, rtol=1e-4, atol=1e-6)
 
 
@@ -150,9 +151,10 @@ def test_natural_shrinks_by_the_mean_what_its_leading_eigenvectors_leave(monkeyp
     for matrix, moment in zip(flat.matrices(expected), flat.squares(moments), strict=True):
         matrix.copy_(damping * torch.linalg.solve(moment + damping * torch.eye(len(moment)), matrix.clone()))
     ours = Natural(flat, torch.zeros(flat.num_parameters), damping)
-    ours.add_moments(moments, 0)
+    ours.add_moments(moments, 1.0)
+    ours.refresh(is_first=True)
     theta = torch.zeros(flat.num_parameters)
-    ours.update(theta, gradient.clone(), Rates(1.0, 1.0), 0)
+    ours.update(theta, gradient.clone(), Rates(1.0, 1.0))
     for found, exact in zip(flat.matrices(theta), flat.matrices(expected), strict=True):
         torch.testing.assert_close(found, -0.05 * exact, rtol=1e-4, atol=1e-6)
 

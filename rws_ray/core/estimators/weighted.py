@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from rws_ray.core.conditional import Layer, Observation
@@ -32,12 +31,12 @@ class Estimator(NamedTuple):
     @property
     def has_wake(self) -> bool:
         """Whether there is a wake q-update."""
-        return bool((torch.as_tensor(self.wake_mix) > 0).any())
+        return bool((self.wake_mix > 0).any()) if isinstance(self.wake_mix, Tensor) else self.wake_mix > 0
 
     @property
     def has_sleep(self) -> bool:
         """Whether there is a sleep q-update."""
-        return bool((torch.as_tensor(self.wake_mix) < 1).any())
+        return bool((self.wake_mix < 1).any()) if isinstance(self.wake_mix, Tensor) else self.wake_mix < 1
 
     def wake_weight(self, like: Tensor) -> float | Tensor:
         """What each example's wake q-gradient counts."""
