@@ -104,7 +104,7 @@ def measure(
         precision: gemm_rate(precision, rows, device=device) / step_flops(num_samples)
         for precision in ("float32", "bfloat16")
     }
-    timings = in_turn(rivals, rounds, calls)
+    timings = in_turn(rivals, rounds, calls, warm=2 if device == "cpu" else 25)  # until each graph is captured
     base = timings["plain PyTorch"].median if with_peers else None
     return [
         {

@@ -16,6 +16,7 @@ from torch import Tensor
 from rws_ray.core.pack import can_pack
 from rws_ray.training.nonfinite import NotFiniteError
 from rws_ray.training.optimizers import Natural, Rates
+from rws_ray.training.threads import alone
 
 if TYPE_CHECKING:
     from rws_ray.training.update import Updater
@@ -95,6 +96,10 @@ class DeviceUpdate:
 
     def _update(self, shape: Shape, step: int) -> None:
         """The whole update on the buffers. Of the step only what is due at it counts: its number is in a buffer."""
+        with alone():  # the work of other threads would not be in the graph
+            self._update_alone(shape, step)
+
+    def _update_alone(self, shape: Shape, step: int) -> None:
         updater = self.updater
         changed = [value for name, value in updater.trained().items() if shape.with_moments or name not in CURVATURE]
         before = [value.clone() for value in changed]
