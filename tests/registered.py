@@ -8,11 +8,10 @@ from pathlib import Path
 from rws_ray.core.machine import HelmholtzMachine
 from rws_ray.tracking import RunLog, connect, deliver, promote
 
-NAME = "rws-small"
 DIM = 64
 
 
-def register(home: Path, seed: int, layers: tuple[int, ...] = (8, 4), dim: int = DIM, name: str = NAME) -> str:
+def register(home: Path, name: str, seed: int, layers: tuple[int, ...] = (8, 4), dim: int = DIM) -> str:
     """Train nothing, register a machine of random weights, and return its URI; the first becomes champion."""
     folder = home / f"run-{name}-{dim}-{seed}"
     shape = (8, 8) if dim == DIM else ()
@@ -25,7 +24,7 @@ def register(home: Path, seed: int, layers: tuple[int, ...] = (8, 4), dim: int =
     return deliver(folder, home).model_uri
 
 
-def move(home: Path, version: int, name: str = NAME) -> None:
+def move(home: Path, name: str, version: int) -> None:
     """Make a version the champion."""
     promote(connect(home), name, version)
 

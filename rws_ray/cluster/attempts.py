@@ -80,6 +80,11 @@ def overdue(least: int, cpus: float, use_gpu: bool) -> RunError:
     )
 
 
+def lost_workers(failures: Mapping[int, BaseException]) -> dict[str, Any]:
+    """The report of a group's loss."""
+    return {"kind": "warning", "message": f"{losses(failures)}.", "lost": sorted(failures)}
+
+
 def losses(failures: Mapping[int, BaseException]) -> str:
     """What happened to a group's workers, in a sentence without its full stop: the dead first, not who missed them."""
     told = {rank: _loss(error) for rank, error in failures.items()}

@@ -162,6 +162,8 @@ def _run_tracked(prepared: PreparedJob, folder: RunFolder, log: RunLog, show: Sh
     except BaseException:
         log.end("FAILED")
         raise
+    finally:
+        metrics.close()
     return outcome.metrics
 
 

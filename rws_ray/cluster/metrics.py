@@ -1,13 +1,16 @@
 """What Ray exports to Prometheus, beside its own: `ray_rws_…`, tagged by run and trial alone.
 
 A process that Ray does not know exports nothing, and costs nothing. Training's numbers come from the reports that a run
-makes anyway, so a metric is as old as its last report.
+makes anyway, so a metric is as old as its last report. Ray drops a value that was not told for some twenty seconds, and
+an epoch may take longer: a thread tells every value again until its run has ended.
 """
 
 from __future__ import annotations
 
 import functools
 import sys
+import threading
+import weakref
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +19,7 @@ from typing import Any
 from rws_ray.tracking import unsent
 
 TAGS = ("run", "trial")
+RETELL_SECONDS = 5.0
 VALUES = {
     "rws_valid_nll": "Validation NLL of the last report, nats.",
     "rws_train_bound": "Training bound of the last report, nats.",
@@ -31,7 +35,7 @@ VALUES = {
 RUN_TOTALS = {
     "rws_examples_total": "Training examples that were seen.",
     "rws_nonfinite_total": "Updates that were left out or taken back because they were not finite.",
-    "rws_restarts_total": "Times that a run's workers were lost and started anew.",
+    "rws_restarts_total": "Times that a run's workers, or a trial's process, were lost or started anew.",
 }
 SERVICE_TOTALS = {
     "rws_requests_total": "Requests that a service answered.",
@@ -59,11 +63,26 @@ class RunMetrics:
         self.tags = {"run": run, "trial": trial}
         self.totals: Counter[str] = Counter(dict.fromkeys(totals, 0))
         self.before = before
+        self.values: dict[str, float] = {}
+        self.is_running = False  # workers have started, and nothing was heard of their loss
 
     def set(self, name: str, value: float) -> None:
-        """Give a metric its value."""
+        """Give a metric its value, until `close`."""
         if is_exporting():
+            self.values[name] = value
+            _LIVE.add(self)
+            _retelling()
             _gauge(name).set(value, self.tags)
+
+    def retell(self) -> None:
+        """Give every metric the value that it has."""
+        for name, value in list(self.values.items()):
+            if is_exporting():
+                _gauge(name).set(value, self.tags)
+
+    def close(self) -> None:
+        """The run has ended: what was told of it is soon dropped by Ray."""
+        _LIVE.discard(self)
 
     def add(self, name: str, value: float = 1) -> None:
         """Add to a total."""
@@ -90,7 +109,12 @@ class RunMetrics:
         kind = report["kind"]
         if kind == "warning":
             self.totals["rws_nonfinite_total"] += report.get("nonfinite", 0)
-            self.totals["rws_restarts_total"] += bool(report.get("lost"))
+            if report.get("lost"):
+                self._restarted()
+        elif kind == "start":
+            if self.is_running:  # a lost controller or a resize takes workers away without a word of theirs
+                self._restarted()
+            self.is_running = True
         elif kind == "epoch":
             for name, value in epoch_values(self.before, report).items():
                 self.set(name, value)
@@ -98,6 +122,10 @@ class RunMetrics:
         if kind in ("start", "epoch"):
             self.before = report
         self.tell_totals()
+
+    def _restarted(self) -> None:
+        self.totals["rws_restarts_total"] += 1
+        self.is_running = False
 
 
 def epoch_values(before: Mapping[str, Any] | None, report: Mapping[str, Any]) -> dict[str, float]:
@@ -131,6 +159,24 @@ def is_exporting() -> bool:
     """Whether this process belongs to a Ray cluster; without Ray it is not imported for the question."""
     ray = sys.modules.get("ray")
     return ray is not None and ray.is_initialized()
+
+
+_LIVE: weakref.WeakSet[RunMetrics] = weakref.WeakSet()
+
+
+@functools.cache
+def _retelling() -> threading.Thread:
+    """The thread that tells every live metric again and again."""
+
+    def retell() -> None:
+        while True:
+            threading.Event().wait(RETELL_SECONDS)
+            for metrics in list(_LIVE):
+                metrics.retell()
+
+    thread = threading.Thread(target=retell, name="metrics", daemon=True)
+    thread.start()
+    return thread
 
 
 @functools.cache

@@ -160,9 +160,7 @@ class Packs:
                 self.sweep.errors[number] = f"trial {number}: {reason}"
             else:
                 self.waiting.append(self.sweep.start(number))
-                self.sweep.show(
-                    self.sweep.ledger, f"trial {number}: its process died; it goes on from its last checkpoint"
-                )
+                self.sweep.restarted(number)
 
     def _fill(self) -> None:
         """Give every trial a place that there is one for, end empty packs, and let those that told go on."""

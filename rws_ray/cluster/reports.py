@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rws_ray.cluster.attempts import losses
+from rws_ray.cluster.attempts import lost_workers
 from rws_ray.errors import RunError
 from rws_ray.tracking.journal import cut_torn_line
 
@@ -29,8 +29,7 @@ def report_callback(reports: Path) -> Any:
             append_report(reports, metrics[0])
 
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-            told = f"{losses(worker_exceptions)}."
-            append_report(reports, {"kind": "warning", "message": told, "lost": sorted(worker_exceptions)})
+            append_report(reports, lost_workers(worker_exceptions))
 
     return ReportCallback()
 

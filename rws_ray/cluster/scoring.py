@@ -75,7 +75,7 @@ def score_rows(
         num_workers = 0 if split.num_rows * num_samples * weights < LOCAL_PRODUCTS else -1
     row_ids = torch.arange(split.num_rows)
     if num_workers == 0:
-        with _one_thread():
+        with one_thread():
             examples = Examples(split, torch.device("cpu"))
             return estimate_split(machine, examples, row_ids, num_samples, seed, Group(), with_khat, told)
     with session():
@@ -84,7 +84,7 @@ def score_rows(
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """As a Ray task has: the same bits, and no threads that wait for each other on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -99,6 +99,8 @@ def _run(sweep: Sweep, folder: RunFolder, verbose: bool) -> dict[str, Any]:
         sweep.interrupt("FAILED")
         _write_report(sweep, folder, finals)
         raise
+    finally:
+        sweep.close_metrics()
     result = metrics | {
         "name": sweep.space.name,
         "num_trials": sweep.space.num_trials,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ray import serve
-from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rws_ray.cluster.answers import (
     Answer,
@@ -28,24 +28,63 @@ from rws_ray.cluster.answers import (
     Samples,
     ScoreQuestion,
     Scores,
-    answer,
+    answers,
     facts,
+    work,
 )
 from rws_ray.cluster.metrics import SERVICE_TOTALS, RunMetrics
-from rws_ray.cluster.served import Served, ServedModel
+from rws_ray.cluster.served import ServedModel
 from rws_ray.cluster.web import Settings, check, new_app
 from rws_ray.config import home
 
-MAX_ONGOING, MAX_QUEUED = 64, 512  # requests of a replica, and of those that wait for one
 MAX_BATCH = 16
+INLINE_PRODUCTS = 1e8  # multiplications that take a few milliseconds, which is less than a thread may wait for its turn
 log = logging.getLogger("ray.serve")
-app = new_app()
 A = TypeVar("A", bound=Answer)
 
 
+class Counted:
+    """Counts what becomes of every request that reaches a replica, and the seconds of those that are answered."""
+
+    def __init__(self, inner: ASGIApp):
+        self.inner = inner
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, and look at the status of its answer; without one it failed."""
+        if scope["type"] != "http":
+            await self.inner(scope, receive, send)
+            return
+        started, status = time.perf_counter(), 500
+
+        async def seen(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.inner(scope, receive, seen)
+        finally:
+            metrics: RunMetrics = serve.get_replica_context().servable_object.metrics
+            count(metrics, scope["method"], status, time.perf_counter() - started)
+
+
+def count(metrics: RunMetrics, method: str, status: int, seconds: float) -> None:
+    """Take an answer into the metrics; what is only looked at (GET) counts where it is refused or fails."""
+    if status >= 500:
+        metrics.add("rws_failed_total")
+    elif status >= 400:
+        metrics.add("rws_refused_total")
+    elif method == "POST":
+        metrics.add("rws_requests_total")
+        metrics.observe("rws_request_seconds", seconds)
+
+
+app = new_app()
+app.add_middleware(Counted)
+
+
 @serve.deployment(
-    max_ongoing_requests=MAX_ONGOING,
-    max_queued_requests=MAX_QUEUED,
     health_check_period_s=10,
     graceful_shutdown_timeout_s=20,
     ray_actor_options={"num_cpus": 1},
@@ -129,32 +168,23 @@ class ModelService:
         return await self._answered(question, Samples)
 
     async def _answered(self, question: Question, kind: type[A]) -> A:
-        started = time.perf_counter()
-        try:
-            check(question, self.served.current.machine.dim, self.settings)
-            found = await self._batched(question)
-        except HTTPException:
-            self.metrics.add("rws_refused_total")
-            raise
-        except Exception:
-            self.metrics.add("rws_failed_total")
-            raise
-        self.metrics.add("rws_requests_total")
-        self.metrics.observe("rws_request_seconds", time.perf_counter() - started)
+        check(question, self.served.current.machine.dim, self.settings)
+        found = await self._batched(question)
         assert isinstance(found, kind)
         return found
 
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=0.0)
     async def _batched(self, questions: list[Question]) -> list[Answer]:
+        served = self.served.current
+        if work(served.machine, questions) <= INLINE_PRODUCTS:
+            return answers(served, questions)
         # In a thread: the replica's loop goes on taking requests, and answers health checks.
-        return await asyncio.to_thread(self._answers, self.served.current, questions)
-
-    @staticmethod
-    def _answers(served: Served, questions: list[Question]) -> list[Answer]:
-        return [answer(served, question) for question in questions]
+        return await asyncio.to_thread(answers, served, questions)
 
 
 def application(args: Settings) -> Any:
     """The application that Serve runs; a RayService names it and gives `args`."""
     deployment: Any = ModelService  # which the decorators made of the class
-    return deployment.options(num_replicas=args.num_replicas).bind(args)
+    return deployment.options(
+        num_replicas=args.num_replicas, max_ongoing_requests=args.max_ongoing, max_queued_requests=args.max_queued
+    ).bind(args)

@@ -132,6 +132,9 @@ class Sweep:
     def heard(self, number: int, record: dict[str, Any], is_stopped: bool) -> None:
         """A trial reported; what the ledger holds already (it was repeated after a restart) changes nothing."""
         kind = record["kind"]
+        if kind == "start":
+            self.metrics[number].record(record)
+            return
         if kind == "warning":
             self.metrics[number].record(record)
             self.show(self.ledger, f"trial {number}: {record['message']}")
@@ -165,7 +168,18 @@ class Sweep:
                 self.logs[trial.number].end("KILLED")
         self.log.end(status)
 
+    def restarted(self, number: int) -> None:
+        """A trial's process died; it goes on."""
+        self.metrics[number].add("rws_restarts_total")
+        self.show(self.ledger, f"trial {number}: its process died; it goes on from its last checkpoint")
+
+    def close_metrics(self) -> None:
+        """Nothing more is told of the sweep and its trials."""
+        for metrics in (self.own_metrics, *self.metrics.values()):
+            metrics.close()
+
     def _end_log(self, trial: Trial) -> None:
+        self.metrics[trial.number].close()
         log = self.logs[trial.number]
         kinds = [entry.record["kind"] for entry in read_journal(log.run_folder)]
         if "end" not in kinds[len(kinds) - kinds[::-1].index("open") :]:  # since it was opened last

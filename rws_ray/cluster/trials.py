@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from rws_ray.cluster.attempts import lost_workers
 from rws_ray.cluster.session import cpus_per_worker
 from rws_ray.cluster.trainer import fit_on_workers
 from rws_ray.config import Job
@@ -81,8 +82,11 @@ def _relay() -> Any:
         """Takes rank 0's reports from Ray Train's controller to the trial's process, and so to Tune."""
 
         def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-            if metrics[0]["kind"] in ("epoch", "warning"):
+            if metrics[0]["kind"] in ("start", "epoch", "warning"):
                 super().after_report(run_context, [enveloped(metrics[0])], None)
+
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            super().after_report(run_context, [enveloped(lost_workers(worker_exceptions))], None)
 
     return Relay()
 

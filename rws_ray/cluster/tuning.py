@@ -223,9 +223,7 @@ def _callback(sweep: Sweep) -> Any:
             sweep.heard(trial.config["number"], result["record"], is_stopped=result.get("done", False))
 
         def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-            number = trial.config["number"]
-            sweep.metrics[number].add("rws_restarts_total")
-            sweep.show(sweep.ledger, f"trial {number}: its process died; it goes on from its last checkpoint")
+            sweep.restarted(trial.config["number"])
 
         def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
             reason = " ".join(str(trial.get_error() or "its process died").split())[-300:]

@@ -28,6 +28,8 @@ class Settings(BaseModel):
     max_rows: int = Field(1000, ge=1, description="rows of a request")
     max_samples: int = Field(10_000, ge=1, description="num_samples of a request")
     max_work: int = Field(1_000_000, ge=1, description="rows times num_samples of a request")
+    max_ongoing: int = Field(64, ge=1, description="requests that a replica takes at a time")
+    max_queued: int = Field(512, ge=0, description="requests that wait for a replica; more get 503")
 
 
 class BodyLimit:

@@ -1,4 +1,4 @@
-"""Train with two workers and serve what came of it, in one local cluster; print what Ray exports meanwhile.
+"""Train with two workers and serve what came of it, in one local cluster; print the last of what Ray exports.
 
 python exporting.py METRICS_PORT HTTP_PORT
 """
@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -22,9 +23,26 @@ SMALL = {
 WANTED_SECONDS = 60
 
 
-def scrape(port: int) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-        return answer.read().decode()
+class Scraper:
+    """Asks again and again, as Prometheus does: what a run exported stays known when it has ended."""
+
+    def __init__(self, port: int):
+        self.port, self.last = port, dict[str, str]()  # a series' last value
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self.run)
+        self.thread.start()
+
+    def run(self) -> None:
+        while not self.ended.wait(0.3):
+            with contextlib.suppress(OSError), self.opened() as answer:
+                lines = answer.read().decode().splitlines()
+                self.last |= dict(line.rsplit(" ", 1) for line in lines if line.startswith("ray_rws_"))
+
+    def opened(self):
+        return urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=10)
+
+    def text(self) -> str:
+        return "\n".join(f"{series} {value}" for series, value in self.last.items())
 
 
 def ask(address: str, body: dict) -> int:
@@ -49,16 +67,26 @@ def main(port: int, http: int) -> None:
     from rws_ray.cluster.metrics import MEANINGS
     from rws_ray.cluster.serving import serving
 
-    rws_ray.train({"name": "watched", "track.register": "rws-watched", "scale.num_workers": 2, **SMALL}, quiet=True)
-    settings = {"model": "models:/rws-watched@champion", "home": os.environ["RWS_HOME"]}
-    with serving(settings, "127.0.0.1", http) as address:
-        statuses = [ask(address, {"rows": [[0, 1] * 32], "num_samples": 5}), ask(address, {"rows": [[0]]})]
-        found, deadline = "", time.monotonic() + WANTED_SECONDS
-        while time.monotonic() < deadline and not all(name in found for name in MEANINGS):
-            with contextlib.suppress(OSError):
-                found = scrape(port)
-            time.sleep(0.3)
-        print(json.dumps({"statuses": statuses, "exported": found}))
+    scraper = Scraper(port)
+    try:
+        rws_ray.train({"name": "watched", "track.register": "rws-watched", "scale.num_workers": 2, **SMALL}, quiet=True)
+        settings = {"model": "models:/rws-watched@champion", "home": os.environ["RWS_HOME"]}
+        with serving(settings, "127.0.0.1", http) as address:
+            good = {"rows": [[0, 1] * 32], "num_samples": 5}
+            statuses = [ask(address, body) for body in (good, {"rows": [[0]]}, {"rows": [[2] * 64]})]
+            deadline = time.monotonic() + WANTED_SECONDS
+            while time.monotonic() < deadline and not is_told(scraper.text(), MEANINGS, len(statuses)):
+                time.sleep(0.3)
+    finally:
+        scraper.ended.set()
+    print(json.dumps({"statuses": statuses, "exported": scraper.text()}))
+
+
+def is_told(found: str, names, num_requests: int) -> bool:
+    """Whether every metric was exported, and every request was counted."""
+    totals = [line for line in found.splitlines() if line.startswith(("ray_rws_requests", "ray_rws_refused"))]
+    counted = sum(float(line.rsplit(" ", 1)[1]) for line in totals)
+    return all(name in found for name in names) and counted == num_requests
 
 
 if __name__ == "__main__":

@@ -17,9 +17,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from rws_ray.cluster.metrics import (
     MEANINGS,
-    RUN_TOTALS,
-    SERVICE_TOTALS,
-    VALUES,
     RunMetrics,
     epoch_values,
     examples_since,
@@ -34,6 +31,11 @@ RULES = [
     for rule in group["rules"]
 ]
 OWN = {"run", "trial"}
+RAYS = {
+    "Component", "NodeAddress", "SessionName", "Version", "WorkerId", "otel_scope_name", "otel_scope_schema_url",
+    "otel_scope_version",
+}  # fmt: skip
+SELECTOR, MATCHER = re.compile(r"\b(ray_rws_\w+)(?:\{([^}]*)\})?"), re.compile(r'(\w+)(=~?)"([^"]*)"')
 METRIC, LABEL = re.compile(r"\bray_rws_\w+"), re.compile(r"(\w+)\s*=~?\s*\"")
 
 
@@ -109,6 +111,22 @@ def test_losses_and_steps_that_are_not_finite_are_counted_without_ray_too():
     assert dict(metrics.totals) == {"rws_examples_total": 1000, "rws_nonfinite_total": 1, "rws_restarts_total": 1}
 
 
+def test_each_kind_of_restart_is_counted_once():
+    metrics = RunMetrics("digits")
+    start, lost = {"kind": "start", "epoch": 0.0, "seconds": 0.0}, {"kind": "warning", "message": "died.", "lost": [0]}
+    controller = {"kind": "warning", "message": "Ray's controller of the run died"}
+    for records, restarts in (
+        ([start], 0),
+        ([lost, start], 1),
+        ([controller, start], 2),
+        ([start], 3),
+        ([lost] * 2, 5),
+    ):
+        for record in records:
+            metrics.record(record)
+        assert metrics.totals["rws_restarts_total"] == restarts
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     """Samples by name, of a run and a service in a cluster of their own."""
@@ -119,7 +137,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     done = subprocess.run(program, env=settings, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["statuses"] == [200, 422]
+    assert found["statuses"] == [200, 422, 422]
     samples: dict[str, list[Any]] = {}
     for family in text_string_to_metric_families(found["exported"]):
         for sample in family.samples:
@@ -127,22 +145,27 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     return samples
 
 
+def picked(samples: list[Any], matchers: str) -> list[Any]:
+    """The samples that a selector's matchers let through."""
+    found = samples
+    for label, kind, wanted in MATCHER.findall(matchers):
+        pattern = wanted if kind == "=~" else re.escape(wanted)
+        found = [sample for sample in found if re.fullmatch(pattern, sample.labels.get(label, ""))]
+    return found
+
+
 @pytest.mark.long
 def test_every_panel_and_alert_asks_for_what_a_real_run_exports(exported):
     for name, expression in EXPRESSIONS.items():
-        for metric in METRIC.findall(expression):
-            assert metric in exported, name
+        for metric, matchers in SELECTOR.findall(expression):
+            assert picked(exported.get(metric, []), matchers), name
 
 
 @pytest.mark.long
 def test_what_is_exported_is_tagged_by_run_and_trial_alone(exported):
-    rays = set.intersection(
-        *(set(sample.labels) for name, each in exported.items() if "rws" in name for sample in each)
-    )
-    for name in (*VALUES, *RUN_TOTALS, *SERVICE_TOTALS):
-        for sample in exported[f"ray_{name}"]:
-            assert set(sample.labels) - rays == set()
-    assert rays >= OWN
+    for name, samples in exported.items():
+        for sample in samples:
+            assert set(sample.labels) == OWN | RAYS | ({"le"} if name.endswith("_bucket") else set())
     runs = {sample.labels["run"] for sample in exported["ray_rws_examples_total"]}
     assert runs == {"watched"}
     assert {sample.labels["run"] for sample in exported["ray_rws_requests_total"]} == {"rws-watched"}
@@ -155,4 +178,5 @@ def test_what_is_exported_is_what_happened(exported):
     assert value["ray_rws_examples_total"] == pytest.approx(3 * 1437, rel=0.2)
     assert 0 < value["ray_rws_ess_ratio"] <= 1
     assert value["ray_rws_requests_total"] == value["ray_rws_model_version"] == 1
+    assert value["ray_rws_refused_total"] == 2
     assert value["ray_rws_failed_total"] == value["ray_rws_restarts_total"] == value["ray_rws_nonfinite_total"] == 0

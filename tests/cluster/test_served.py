@@ -7,32 +7,32 @@ from urllib.parse import urlsplit
 
 import pytest
 import torch
-from registered import NAME, flip, move, register
+from registered import flip, move, register
 
 from rws_ray.cluster.served import ServedModel, load_served
 from rws_ray.core.machine import HelmholtzMachine
 from rws_ray.errors import ModelError
 from rws_ray.tracking import connect, find_version
 
+NAME = "rws-followed"
 CHAMPION = f"models:/{NAME}@champion"
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(registry_home: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        home = tmp_path_factory.mktemp("served")
         for seed in range(2):
-            register(home, seed)
-        register(home, 2, dim=9)
-        register(home, 3)
-        return home
+            register(registry_home, NAME, seed)
+        register(registry_home, NAME, 2, dim=9)
+        register(registry_home, NAME, 3)
+        return registry_home
 
 
 @pytest.fixture
 def served(home: Path, monkeypatch: pytest.MonkeyPatch) -> ServedModel:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    move(home, 1)
+    move(home, NAME, 1)
     told: list[str] = []
     model = ServedModel(CHAMPION, home, told.append)
     model.told = told
@@ -43,7 +43,7 @@ def test_the_alias_is_followed(served, home):
     assert served.current.uri == f"models:/{NAME}/1"
     assert not served.look()
     before = served.current
-    move(home, 2)
+    move(home, NAME, 2)
     assert served.look()
     assert served.current.uri == f"models:/{NAME}/2"
     assert served.told == [f"{CHAMPION} is models:/{NAME}/2 now."]
@@ -54,13 +54,13 @@ def test_the_alias_is_followed(served, home):
 def refused(served: ServedModel, version: int) -> str:
     """The sentence that a look at this version leaves, with the model as it was."""
     before = served.current
-    move(served.home, version)
+    move(served.home, NAME, version)
     assert not served.look()
     assert served.current is before
     assert served.told == [f"{before.uri} stays in use: {served.refusal}"]
     assert not served.look()
     assert len(served.told) == 1  # told once
-    move(served.home, 2)
+    move(served.home, NAME, 2)
     assert served.look()
     sentence = served.told[0]
     assert served.refusal == ""
@@ -86,7 +86,7 @@ def test_an_alias_that_is_gone_and_a_store_that_is_away_change_nothing(served, h
     assert not served.look()
     assert "does not answer" in served.refusal
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    move(home, 2)
+    move(home, NAME, 2)
     assert served.look()
 
 
@@ -101,7 +101,7 @@ def test_weights_that_are_not_finite_are_not_served(tmp_path):
 
 def test_the_watch_takes_a_new_model_and_ends_when_it_is_closed(served, home):
     thread = served.watch(0.02)
-    move(home, 2)
+    move(home, NAME, 2)
     while served.current.version != 2:
         thread.join(0.02)
         assert thread.is_alive()

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from heads import free_ports
-from registered import NAME, move, register
+from registered import move, register
 
 import rws_ray
 from rws_ray.cluster.web import MAX_BODY_BYTES
 
+NAME = "rws-served"
 URI = f"models:/{NAME}/1"
 ROW = [0, 1] * 32
 
@@ -35,20 +36,21 @@ class Service(NamedTuple):
             with urllib.request.urlopen(request, timeout=60) as answer:
                 return answer.status, json.load(answer)
         except urllib.error.HTTPError as error:
-            return error.code, json.load(error)
+            text = error.read().decode()
+            return error.code, json.loads(text) if text.startswith("{") else text  # Serve's own 503 is plain text
 
 
 @pytest.fixture(scope="module")
-def service(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def service(ray_session: None, registry_home: Path) -> Iterator[Service]:
     from rws_ray.cluster.serving import serving
 
-    home = tmp_path_factory.mktemp("service")
+    home = registry_home
     (port,) = free_ports(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.setenv("RWS_HOME", str(home))
         for seed in range(2):
-            register(home, seed)
+            register(home, NAME, seed)
         settings = {"model": f"models:/{NAME}@champion", "home": str(home), "watch_seconds": 0.05, "max_rows": 50}
         with serving(settings, "127.0.0.1", port) as address:
             yield Service(address, home)
@@ -126,7 +128,7 @@ def test_bad_input_is_refused_with_a_sentence(service, path, body, status, sente
 def test_no_request_fails_while_the_alias_moves(service):
     versions = []
     for turn in range(10):
-        move(service.home, 1 + (turn + 1) % 2)
+        move(service.home, NAME, 1 + (turn + 1) % 2)
         while True:
             status, found = service.ask("/score", {"rows": [ROW], "num_samples": 10})
             assert status == 200
@@ -134,3 +136,36 @@ def test_no_request_fails_while_the_alias_moves(service):
             if versions[-1] == 1 + (turn + 1) % 2:
                 break
     assert {1, 2} == set(versions)
+
+
+@pytest.mark.long
+def test_more_than_may_wait_get_503_and_the_others_their_answer(service):
+    from concurrent.futures import ThreadPoolExecutor
+
+    from ray import serve
+
+    from rws_ray.cluster.service import application
+    from rws_ray.cluster.web import Settings
+
+    settings = Settings(model=URI, home=str(service.home), max_ongoing=1, max_queued=1)
+    serve.run(application(settings), name="small", route_prefix="/small")
+    question = {"rows": [ROW] * 100, "num_samples": 10_000}
+    with ThreadPoolExecutor(8) as crowd:
+        found = list(crowd.map(lambda _: service.ask("/small/score", question)[0], range(8)))
+    serve.delete("small")
+    assert set(found) == {200, 503}
+    assert service.ask("/health")[0] == 200
+
+
+@pytest.mark.long
+def test_a_service_without_a_model_does_not_start(service, tmp_path):
+    from ray import serve
+
+    from rws_ray.cluster.service import application
+    from rws_ray.cluster.web import Settings
+
+    settings = Settings(model="models:/rws-nothing@champion", home=str(service.home))
+    with pytest.raises(RuntimeError):
+        serve.run(application(settings), name="nothing", route_prefix="/nothing")
+    serve.delete("nothing")
+    assert service.ask("/ready")[0] == 200

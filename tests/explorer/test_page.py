@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 from heads import environment, free_ports
-from registered import NAME, register
+from registered import register
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
+NAME = "rws-explored"
 ROOT = Path(__file__).parents[2]
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed"),
@@ -29,15 +30,15 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def address(registry_home: Path) -> Iterator[str]:
     """The page of the champion, served by the command."""
-    home = tmp_path_factory.mktemp("explorer")
+    home = registry_home
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.setenv("RWS_HOME", str(home))
         for seed in range(2):
-            register(home, seed)
-        register(home, 5, dim=9)
+            register(home, NAME, seed)
+        register(home, NAME, 5, dim=9)
     (port,) = free_ports(1)
     command = [sys.executable, "-m", "rws_ray.explore", f"models:/{NAME}@champion", "--port", str(port), "--no-browser"]
     settings = environment(RWS_HOME=str(home), PYTHONPATH=str(ROOT))

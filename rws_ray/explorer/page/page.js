@@ -42,7 +42,8 @@ function dreamSoon() {
   dreamTimer = setTimeout(quietly(dream), 150);
 }
 
-const number = (found) => `${found.log_prob.toFixed(2)} ± ${found.error.toFixed(2)} nats (K = ${found.num_samples})`;
+const value = (found) => `${found.log_prob.toFixed(2)} ± ${found.error.toFixed(2)}`;
+const number = (found) => `${value(found)} nats (K = ${found.num_samples})`;
 
 async function look() {
   const asked = row();
@@ -62,7 +63,7 @@ async function look() {
 }
 
 function curve(points) {
-  const left = 46, right = 310, top = 10, bottom = 140;
+  const left = 46, right = 300, top = 10, bottom = 140;
   const low = Math.min(...points.map((each) => each.log_prob - (each.error ?? 0)));
   const high = Math.max(...points.map((each) => each.log_prob + (each.error ?? 0)));
   const x = (each) => left + (right - left) * Math.log(each.num_samples) / Math.log(points.at(-1).num_samples);
@@ -134,7 +135,7 @@ async function compare() {
   get("comparison").hidden = false;
   get("comparison").tBodies[0].replaceChildren(...both.map(({ model, seen, dreamt }) => {
     const line = document.createElement("tr");
-    const cells = [model, number(seen.curve.at(-1)), image(seen.reconstruction, `reconstruction by ${model}`, 64),
+    const cells = [model, value(seen.curve.at(-1)), image(seen.reconstruction, `reconstruction by ${model}`, 64),
       image(dreamt.rows[0], `dream of ${model}`, 64)];
     for (const content of cells) line.insertCell().append(content);
     return line;
