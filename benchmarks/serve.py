@@ -161,11 +161,13 @@ def measured(asked: argparse.Namespace) -> dict[str, Any]:
         tracking = registry(home)
         bin_first = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         settings = os.environ | {"RWS_HOME": place, "MLFLOW_TRACKING_URI": tracking.uri, "PATH": bin_first}
-        own = ["rws_ray.serve", CHAMPION, "--port", str(asked.port), "--watch-seconds", "0.05"]
+        own = ["rws_ray.serve", CHAMPION, "--port", str(asked.port)]
         mlflow = ["mlflow", "models", "serve", "-m", CHAMPION, "--env-manager", "local", "-h", "127.0.0.1", "-p"]
         address = f"http://127.0.0.1:{asked.port}"
         with running(own, f"{address}/ready", settings, home / "own.log"):
             found["servers"].append(_row("rws_ray.serve", f"{address}/score", ours, asked))
+        watching = [*own, "--watch-seconds", "0.05"]  # so that each move is seen at once: a look costs a query
+        with running(watching, f"{address}/ready", settings, home / "moving.log"):
             moved = asyncio.run(while_moving(address, ours, asked.rate, tracking, asked.moves))
         address = f"http://127.0.0.1:{asked.port + 1}"
         with running([*mlflow, str(asked.port + 1)], f"{address}/ping", settings, home / "mlflow.log"):

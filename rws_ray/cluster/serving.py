@@ -35,7 +35,10 @@ def serving(settings: dict[str, Any], host: str, port: int) -> Iterator[str]:
 
         for name in ("ray.serve", "ray._private"):
             logging.getLogger(name).setLevel(logging.ERROR)
-        serve.start(http_options={"host": host, "port": port, "request_timeout_s": REQUEST_SECONDS})
+        serve.start(
+            http_options={"host": host, "port": port, "request_timeout_s": REQUEST_SECONDS},
+            logging_config={"enable_access_log": False},  # a line to a file for each request
+        )
         try:
             serve.run(application(Settings(**settings)), name=NAME, route_prefix="/")
         except RuntimeError as error:

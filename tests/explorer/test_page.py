@@ -193,7 +193,11 @@ def test_two_registered_models_are_compared_and_those_of_other_widths_are_refuse
 
 def test_it_fits_a_phone_and_takes_a_thumb(open_page):
     page = open_page(viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
+    page.click("#compare")
+    page.wait_for_selector("#comparison tbody tr:nth-child(2)")
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    table, frame = (page.locator(each).bounding_box() for each in ("#comparison", "section:has(#comparison)"))
+    assert table["x"] + table["width"] <= frame["x"] + frame["width"]
     before = pixels(page, "#drawing")
     page.tap("#drawing", position={"x": 40, "y": 40})
     assert pixels(page, "#drawing") != before

@@ -135,8 +135,8 @@ async function compare() {
   get("comparison").hidden = false;
   get("comparison").tBodies[0].replaceChildren(...both.map(({ model, seen, dreamt }) => {
     const line = document.createElement("tr");
-    const cells = [model, value(seen.curve.at(-1)), image(seen.reconstruction, `reconstruction by ${model}`, 64),
-      image(dreamt.rows[0], `dream of ${model}`, 64)];
+    const cells = [model, value(seen.curve.at(-1)), image(seen.reconstruction, `reconstruction by ${model}`, 56),
+      image(dreamt.rows[0], `dream of ${model}`, 56)];
     for (const content of cells) line.insertCell().append(content);
     return line;
   }));
