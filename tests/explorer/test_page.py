@@ -193,6 +193,7 @@ def test_two_registered_models_are_compared_and_those_of_other_widths_are_refuse
 
 def test_it_fits_a_phone_and_takes_a_thumb(open_page):
     page = open_page(viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
+    page.select_option("#other", f"models:/{NAME}/2")
     page.click("#compare")
     page.wait_for_selector("#comparison tbody tr:nth-child(2)")
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
