@@ -142,7 +142,7 @@ async function compare() {
   }));
   const [one, two] = both.map(({ seen }) => seen.curve.at(-1));
   const gap = one.log_prob - two.log_prob, error = Math.hypot(one.error, two.error);
-  get("difference").textContent = `difference ${gap.toFixed(2)} ± ${error.toFixed(2)} nats on this drawing`;
+  get("difference").textContent = `difference ${gap.toFixed(2)} ± ${error.toFixed(2)} nats on this drawing (K = ${one.num_samples})`;
 }
 
 function say(sentence) {
