@@ -68,7 +68,7 @@ def refused(served: ServedModel, version: int) -> str:
 
 
 def test_a_model_of_another_width_changes_nothing(served):
-    assert "takes rows of 9 units, models:/rws-small/1 of 64" in refused(served, 3)
+    assert f"takes rows of 9 units, models:/{NAME}/1 of 64" in refused(served, 3)
 
 
 def test_a_damaged_model_changes_nothing_and_a_good_one_after_it_is_taken(served, home):
