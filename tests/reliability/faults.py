@@ -96,7 +96,7 @@ def install(rank: int = 0) -> None:
             time.sleep(probe.pause)  # so that a tiny run lasts long enough to be shot at
         probe.note("gradients", step)
 
-    def adding(updater: Updater, step: int, shard: int, rows: Any, vector: torch.Tensor) -> None:
+    def adding(updater: Updater, step: int, shard: int, rows: Any, vector: torch.Tensor, num_samples: int) -> None:
         if probe.is_met("nan"):
             vector[-1] = float("nan")
 
