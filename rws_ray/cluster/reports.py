@@ -14,6 +14,7 @@ from typing import Any
 from rws_ray.cluster.attempts import lost_workers
 from rws_ray.errors import RunError
 from rws_ray.tracking.journal import cut_torn_line
+from rws_ray.training.folder import RunFolder
 
 Show = Callable[[dict[str, Any]], None]
 
@@ -22,16 +23,36 @@ def report_callback(reports: Path) -> Any:
     """What Ray's controller tells the run's file of."""
     from ray.train import UserCallback
 
+    append = appending(reports)
+
     class ReportCallback(UserCallback):
         """Appends rank 0's reports, and what workers were lost by; raising would end the run."""
 
         def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-            append_report(reports, metrics[0])
+            append(metrics[0])
 
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
             append_report(reports, lost_workers(worker_exceptions))
 
     return ReportCallback()
+
+
+def appending(reports: Path) -> Callable[[Mapping[str, Any]], None]:
+    """What adds records to a run's reports, but for epochs that they hold: a run that goes on sends some again."""
+    known = {_text(record) for record in RunFolder(reports.parent).records()}
+
+    def append(record: Mapping[str, Any]) -> None:
+        text = _text(record)
+        if text not in known:
+            append_report(reports, record)
+        if record["kind"] == "epoch":
+            known.add(text)
+
+    return append
+
+
+def _text(record: Mapping[str, Any]) -> str:
+    return json.dumps({key: value for key, value in record.items() if key != "time"}, sort_keys=True)
 
 
 def append_report(reports: Path, record: Mapping[str, Any]) -> None:

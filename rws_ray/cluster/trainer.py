@@ -6,7 +6,6 @@ lives on the driver's node, into reports.jsonl, and from there to the progress l
 
 from __future__ import annotations
 
-import functools
 import shutil
 import uuid
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ import torch
 
 from rws_ray import errors
 from rws_ray.cluster.attempts import LostError, Muster, losses, overdue, persevere
-from rws_ray.cluster.reports import Show, append_report, following, report_callback
+from rws_ray.cluster.reports import Show, append_report, appending, following, report_callback
 from rws_ray.cluster.session import apply_defaults, cpus_per_worker, is_gone, on_a_cluster, session
 from rws_ray.config import Job
 from rws_ray.core.machine import HelmholtzMachine
@@ -43,11 +42,10 @@ def train_run(
         RwsError: the run failed; the message tells why.
         KeyboardInterrupt: it was asked to stop, and did.
     """
-    append = functools.partial(append_report, folder.reports)
     place = checkpoint_place(folder, job)
     with following(folder.reports, show):
         if job.scale.max_workers == 0:
-            outcome = fit(job, dataset, Group(), open_store(place), append, initial)
+            outcome = fit(job, dataset, Group(), open_store(place), appending(folder.reports), initial)
         else:
             with session(verbose) as renew:
                 outcome = fit_on_workers(job, dataset, folder, place, initial, renew=renew)

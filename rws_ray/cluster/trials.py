@@ -41,6 +41,8 @@ def run_trial(config: dict[str, Any], dataset: Dataset) -> None:
     def report(record: dict[str, Any]) -> None:
         nonlocal last
         if record["kind"] == "epoch":
+            if record["step"] <= last["step"]:
+                return  # a run that goes on sends its latest again; the driver has it
             last = record
         if record["kind"] in ("epoch", "warning"):
             tune.report(enveloped(record))

@@ -37,6 +37,7 @@ from rws_ray.training.stopping import Lookout, Stopped
 from rws_ray.training.update import Updater, training_num_samples
 
 MAX_FAILED_WRITES = 3  # of checkpoints, in a row
+KEPT_REPORTS = 3  # the latest, in a checkpoint: so many may be under way from Ray's workers to the run's file
 CLOCK_STEPS = 10  # between looks at the clock, where optim.max_seconds ends the run
 ESTIMATE_SEED = 0  # the same random numbers for every model that is compared, whatever seed trained it
 UPDATE, REPORT = "update", "report"  # what a run's rounds yield
@@ -67,6 +68,7 @@ class Fitter:
         self.determining = determining(job, data=dataset.digest, **digests)
         self.failed_writes, self.saved_step = 0, -1
         self.checkpoint_seconds: float | None = None  # of the last one
+        self.reported: list[dict[str, Any]] = []  # the latest epochs' reports
         self.tried_again: set[int] = set()  # steps that were not finite, and that a rollback takes again
         self.clock: Callable[[], float] = time.perf_counter  # of the seconds of updates
 
@@ -98,6 +100,7 @@ class Fitter:
         self.updater.restore(tensors)
         self.best.copy_(tensors["best"])
         self.progress = Progress(**state["progress"])
+        self.reported = state.get("reports", [])  # checkpoints of 0.1.0 have none
         self.saved_step = self.progress.step
 
     def _can_go_on(self, found: Checkpoint) -> bool:
@@ -125,6 +128,7 @@ class Fitter:
                 "job": self.job.resolved(),
                 "determining": self.determining,
                 "progress": asdict(self.progress),
+                "reports": self.reported,
                 "digest": self.updater.digest(),
                 "is_scheduled": is_scheduled,
             }
@@ -289,25 +293,25 @@ class Fitter:
         sums = self.updater.gather_sums(progress.step - progress.reported_step)
         progress.reported_step = progress.step
         num_samples = training_num_samples(job, (progress.step - 1) // steps)
-        self.report(
-            {
-                "kind": "epoch",
-                "epoch": progress.step / steps,
-                "step": progress.step,
-                "epochs": job.optim.epochs,
-                "digest": digest,
-                "train_num_samples": num_samples,
-                "valid_nll": nll,
-                "valid_nll_stderr": standard_error(estimate.log_prob),
-                "valid_num_samples": job.eval.num_samples,
-                "ess_ratio": sums.pop("ess") / num_samples,
-                "examples_per_second": self.examples_per_second(),
-                "seconds": progress.seconds,
-                "eval_seconds": time.perf_counter() - before,
-            }
-            | sums
-            | ({} if self.checkpoint_seconds is None else {"checkpoint_seconds": self.checkpoint_seconds})
-        )
+        record = {
+            "kind": "epoch",
+            "epoch": progress.step / steps,
+            "step": progress.step,
+            "epochs": job.optim.epochs,
+            "digest": digest,
+            "train_num_samples": num_samples,
+            "valid_nll": nll,
+            "valid_nll_stderr": standard_error(estimate.log_prob),
+            "valid_num_samples": job.eval.num_samples,
+            "ess_ratio": sums.pop("ess") / num_samples,
+            "examples_per_second": self.examples_per_second(),
+            "seconds": progress.seconds,
+            "eval_seconds": time.perf_counter() - before,
+        } | sums
+        if self.checkpoint_seconds is not None:
+            record["checkpoint_seconds"] = self.checkpoint_seconds
+        self.reported = [*self.reported, record][-KEPT_REPORTS:]
+        self.report(record)
 
     def finish(self) -> Outcome:
         """The best weights (by validation NLL) and their test NLL; every worker gets the same."""
@@ -387,6 +391,8 @@ def fit(
     epoch = fitter.progress.step / fitter.updater.epochs.steps
     seconds = fitter.progress.seconds
     fitter.report({"kind": "start", "epoch": epoch, "seconds": seconds, "num_workers": group.size})
+    for record in fitter.reported:  # a report is sent before its checkpoint is written, and may have been lost since
+        fitter.report(record)
     try:
         is_finished = fitter.train(stop_after)
         return fitter.finish() if is_finished and with_test else None

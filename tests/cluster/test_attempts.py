@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
 
 from rws_ray.cluster import attempts
 from rws_ray.cluster.attempts import LostError, Muster, losses, persevere
-from rws_ray.cluster.reports import append_report, following
+from rws_ray.cluster.reports import append_report, appending, following
 from rws_ray.errors import RunError
+from rws_ray.training.folder import RunFolder
 
 
 def tried(steps: list[int], ends_well: bool) -> tuple[Any, list[str], int]:
@@ -84,6 +86,21 @@ def test_a_report_after_one_that_a_kill_tore_is_whole(tmp_path):
         append_report(reports, {"kind": "epoch", "step": 2})
     assert [json.loads(line)["step"] for line in reports.read_text().splitlines()] == [1, 2]
     assert [record["step"] for record in shown] == [2]
+
+
+def test_epochs_that_are_sent_again_are_added_where_they_were_lost_and_only_there(tmp_path):
+    """By the controller of the first attempt, and by one that follows it and knows the file alone."""
+    reports = tmp_path / "reports.jsonl"
+    epochs = [{"kind": "epoch", "step": step, "valid_nll": nll} for step, nll in ((1, 2.5), (2, math.nan), (3, 0.1))]
+    first = appending(reports)
+    for record in [{"kind": "start"}, epochs[0], epochs[1], {"kind": "start"}, epochs[1]]:
+        first(record)
+    again = appending(reports)
+    for record in [{"kind": "start"}, *epochs]:
+        again(record)
+    told = [json.loads(line) for line in reports.read_text().splitlines()]
+    assert [record.get("step") for record in told] == [None, 1, 2, None, None, 3]
+    assert [record["step"] for record in RunFolder(tmp_path).records()] == [1, 2, 3]
 
 
 def test_reports_that_cannot_be_written_are_a_sentence(tmp_path):

@@ -129,6 +129,7 @@ class Run:
             state = json.loads(store.read(f"{folder}/{STATE}"))
             del state["progress"]["seconds"]
             state["job"]["scale"] = None
+            state["reports"] = [_timeless(record) for record in state["reports"]]
             found |= {f"{folder}/{TENSORS}": store.read(f"{folder}/{TENSORS}"), f"{folder}/{STATE}": state}
         found["model"] = (self.run_folder.model / "model.safetensors").read_bytes()
         found["reports"] = [_timeless(record) for record in self.run_folder.records()]

@@ -101,6 +101,49 @@ def test_workers_killed_at_each_named_point(tmp_path: Path, shot: Any, same_bits
         shot(f"kill -9 of a worker, {hit['phase']}", hit, is_equal)
 
 
+def hold_a_report(run: Run) -> tuple[int, int]:
+    """Stop Ray's controller until an epoch's checkpoint is there whose report it has not taken; its pid, the step."""
+    epochs = len(run.reports("epoch"))
+    run.until(lambda: len(run.reports("epoch")) >= epochs + 2, PATIENCE)
+    controller = child(run, "TrainController")
+    faults.kill(controller, signal.SIGSTOP)
+
+    def held() -> int:
+        written = [int(file.parent.name[5:]) for file in run.run_folder.checkpoints.glob("step-*/manifest.json")]
+        last = max(record["step"] for record in run.reports("epoch"))
+        return max((step for step in written if step % 12 == 0 and step > last), default=0)
+
+    return controller, int(run.until(held, PATIENCE))
+
+
+@pytest.mark.long
+def test_a_report_that_is_lost_after_its_checkpoint_was_written_is_sent_again(
+    tmp_path: Path, shot: Any, same_bits: Any
+) -> None:
+    """Reports are queued at the workers; a worker or the controller is killed before the controller has taken one."""
+    run = Run(tmp_path, **RAY)
+    run.start()
+    controller, step = hold_a_report(run)
+    worker, starts = faults_of_rank(run, 1), len(run.reports("start"))
+    hits = [faults.noted(run.probes, worker)]
+    faults.kill(worker)
+    run.until(lambda: not faults.is_alive(worker))
+    assert step not in [record["step"] for record in run.reports("epoch")]
+    faults.kill(controller, signal.SIGCONT)
+    wait_for_restart(run, starts)
+
+    starts = len(run.reports("start"))
+    controller, step = hold_a_report(run)
+    hits.append(faults.noted(run.probes, faults_of_rank(run, 0)))
+    assert step not in [record["step"] for record in run.reports("epoch")]
+    faults.kill(controller)
+    wait_for_restart(run, starts)
+    assert run.finish(PATIENCE) == 0, run.text()
+    is_equal = same_bits(run, **RAY)
+    for kind, hit in zip(("a worker", "Ray's controller"), hits, strict=True):
+        shot(f"kill -9 of {kind}, a report under way", hit, is_equal)
+
+
 @pytest.mark.long
 def test_a_stopped_worker_one_out_of_memory_and_a_lost_controller(tmp_path: Path, shot: Any, same_bits: Any) -> None:
     run = Run(tmp_path, pause=0.05, points=[{"phase": "gradients", "rank": 1, "step": 100, "action": "memory"}], **RAY)

@@ -76,7 +76,7 @@ def deliver_at_last(folder: Path, home: Path, attempts: int = 300) -> int:
 def test_whatever_fails_everything_arrives_once(
     fault: str, through: Proxy, home: Path, run_folder: Path, unique: str, write_run: Callable[..., RunLog], shot: Any
 ) -> None:
-    log, draws, share = write_run(run_folder, unique), random.Random(fault), 0.08 if fault == "nothing" else 0.3
+    log, draws, share = write_run(run_folder, unique), random.Random(fault), 0.25 if fault == "nothing" else 0.3
 
     def choose(method: str, path: str) -> str:
         if draws.random() > share:

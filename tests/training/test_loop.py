@@ -12,7 +12,7 @@ from tiny import bits, run_tiny, tiny_dataset, tiny_job
 
 from rws_ray.errors import ConfigError, RunError
 from rws_ray.training.checkpoint import Store, open_store
-from rws_ray.training.loop import Fitter, fit
+from rws_ray.training.loop import KEPT_REPORTS, Fitter, fit
 from rws_ray.training.reduction import Group
 
 JOB = tiny_job(optim__name="natural", scale__checkpoint_steps=1)
@@ -50,6 +50,18 @@ def test_the_third_in_a_row_ends_the_run_which_can_go_on(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert open_store(tmp_path / "parts").steps() == [2, 1]
     assert bits(run_tiny(Group(), JOB, tiny_dataset(), tmp_path / "parts")) == whole
+
+
+def test_a_run_that_goes_on_sends_its_latest_reports_again(tmp_path):
+    """A checkpoint is written when its report was sent; whether it arrived a worker that is killed does not learn."""
+    before, again = list[dict[str, Any]](), list[dict[str, Any]]()
+    job = tiny_job(optim__epochs=6)
+    fit(job, tiny_dataset(), Group(), open_store(tmp_path), before.append, stop_after=20)
+    fit(job, tiny_dataset(), Group(), open_store(tmp_path), again.append, stop_after=20)
+    sent = [record for record in before if record["kind"] == "epoch"]
+    assert [record["step"] for record in sent] == [4, 8, 12, 16, 20]
+    assert [record["kind"] for record in again] == ["start", "epoch", "epoch", "epoch"]
+    assert again[1:] == sent[-KEPT_REPORTS:]
 
 
 def test_what_another_job_left_is_refused_before_anything_is_written(tmp_path):
