@@ -1,7 +1,7 @@
-"""A run on a cluster of two nodes, one of which is lost for good: elastic, or with a fixed number of workers.
+"""A run on a cluster of two nodes, one of which is lost: elastic, or with a fixed number of workers.
 
 Prints how it ended, its reports and the digest of its weights. Arguments: a working folder, the number of workers,
-Ray's patience with a start of them in seconds.
+Ray's patience with a start of them in seconds, and `back` where another node comes once the run misses it.
 A process of its own, because a cluster of several nodes is started and stopped in it.
 """
 
@@ -44,7 +44,7 @@ def train(folder: Path, workers: Any, show: Any) -> str:
     return hashlib.sha256(b"".join(weights)).hexdigest()
 
 
-def main(folder: Path, workers: Any) -> None:
+def main(folder: Path, workers: Any, comes_back: bool) -> None:
     import ray
 
     trainer.RESIZE_INTERVAL_S = 2.0
@@ -53,12 +53,14 @@ def main(folder: Path, workers: Any) -> None:
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     os.environ["RAY_ADDRESS"] = cluster.address
     records: list[dict[str, Any]] = []
-    under_way, ended = threading.Event(), dict[str, Any]()
+    under_way, missed, ended = threading.Event(), threading.Event(), dict[str, Any]()
 
     def show(record: dict[str, Any]) -> None:
         records.append(record)
         if record["kind"] == "epoch" and record["epoch"] == 4:
             under_way.set()
+        if record.get("lost"):
+            missed.set()
 
     def run() -> None:
         try:
@@ -71,6 +73,9 @@ def main(folder: Path, workers: Any) -> None:
     assert under_way.wait(200)
     lost_at = time.time()
     cluster.remove_node(node, allow_graceful=False)
+    if comes_back:
+        assert missed.wait(200)
+        cluster.add_node(num_cpus=1)
     thread.join()
     ended["seconds"] = time.time() - lost_at
     ray.shutdown()
@@ -85,4 +90,4 @@ def main(folder: Path, workers: Any) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), json.loads(sys.argv[2]))
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[4:] == ["back"])
