@@ -18,13 +18,11 @@ from numpy.typing import NDArray
 
 from rws_ray.cluster.jobs import numbers
 from rws_ray.cluster.ledger import Ledger, Trial
-from rws_ray.cluster.promotion import best_machine
-from rws_ray.cluster.scoring import score_rows
+from rws_ray.cluster.scoring import score_models
 from rws_ray.report.comparison_figures import Line, nll_over_progress
 from rws_ray.report.terminal import nll_text, table
 from rws_ray.space import Space
 from rws_ray.training.estimation import standard_error, summary
-from rws_ray.training.folder import checkpoint_place
 from rws_ray.training.loop import ESTIMATE_SEED
 
 if TYPE_CHECKING:
@@ -38,16 +36,20 @@ def tested(sweep: Sweep) -> list[dict[str, Any]]:
 
     The trial's run in MLflow gets its estimate, too.
     """
+    stored = [
+        (trial, *found)
+        for trial in sweep.ledger.ranked()
+        if trial.state == "finished" and (found := sweep.best_machine(trial)) is not None
+    ]
+    if not stored:
+        return []
+    sweep.show(sweep.ledger, f"testing {len(stored)} trials")
+    num_samples = sweep.job(stored[0][0]).eval.final_num_samples
+    found = score_models([machine for _, machine, _ in stored], sweep.dataset.test, num_samples, ESTIMATE_SEED)
     estimates: dict[int, NDArray[np.float64]] = {}
-    for trial in sweep.ledger.ranked():
-        job = sweep.job(trial)
-        place = checkpoint_place(sweep.trial_folder(trial.number), job)
-        stored = best_machine(place, job, sweep.dataset) if trial.state == "finished" else None
-        if stored is not None:
-            sweep.show(sweep.ledger, f"testing trial {trial.number}, {label(sweep.space, trial)}")
-            found = score_rows(stored[0], sweep.dataset.test, job.eval.final_num_samples, ESTIMATE_SEED)
-            estimates[trial.number] = found.log_prob
-            sweep.logs[trial.number].metrics(stored[1], numbers(summary(found)))
+    for (trial, _, step), estimate in zip(stored, found, strict=True):
+        estimates[trial.number] = estimate.log_prob
+        sweep.logs[trial.number].metrics(step, numbers(summary(estimate)))
     order = sorted(estimates, key=lambda number: -estimates[number].mean())
     return [_row(sweep, sweep.ledger.trials[number], estimates[number], estimates[order[0]]) for number in order]
 

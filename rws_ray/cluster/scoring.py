@@ -6,7 +6,7 @@ Rows go in the same blocks, with random numbers keyed by row, wherever they are 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from rws_ray.data import Split
 from rws_ray.errors import DataError, ModelError
 from rws_ray.tracking import fetch_model
 from rws_ray.training.batches import Examples
-from rws_ray.training.estimation import Estimate, block_size, estimate_split
+from rws_ray.training.estimation import Estimate, block_size, estimate_splits
 from rws_ray.training.reduction import Group
 
 BLOCKS_PER_TASK = 5
@@ -69,18 +69,35 @@ def score_rows(
         with_khat: also fit Pareto's k̂ to each row's largest weights.
         told: how many blocks are done, and how many there are.
     """
-    check_rows(machine, split)
+    return score_models([machine], split, num_samples, seed, num_workers, with_khat, told)[0]
+
+
+def score_models(
+    machines: Sequence[HelmholtzMachine],
+    split: Split,
+    num_samples: int,
+    seed: int = 0,
+    num_workers: int | None = None,
+    with_khat: bool = False,
+    told: Told = lambda done, total: None,
+) -> list[Estimate]:
+    """score_rows of several models, those of one shape as one computation; each result is the one that it has alone."""
+    for machine in machines:
+        check_rows(machine, split)
     if num_workers is None:
-        weights = sum(parameter.numel() for parameter in machine.parameters())
+        weights = sum(parameter.numel() for machine in machines for parameter in machine.parameters())
         num_workers = 0 if split.num_rows * num_samples * weights < LOCAL_PRODUCTS else -1
     row_ids = torch.arange(split.num_rows)
     if num_workers == 0:
         with one_thread():
             examples = Examples(split, torch.device("cpu"))
-            return estimate_split(machine, examples, row_ids, num_samples, seed, Group(), with_khat, told)
+            return estimate_splits(machines, examples, row_ids, num_samples, seed, Group(), with_khat, told)
     with session():
-        parts = _on_workers(machine, split, row_ids, num_samples, seed, num_workers, with_khat, told)
-        return Estimate(num_samples, *map(np.concatenate, zip(*(part[1:] for part in parts), strict=True)))
+        parts = _on_workers(machines, split, row_ids, num_samples, seed, num_workers, with_khat, told)
+    return [
+        Estimate(num_samples, *map(np.concatenate, zip(*(part[1:] for part in of_one), strict=True)))
+        for of_one in zip(*parts, strict=True)
+    ]
 
 
 @contextmanager
@@ -95,7 +112,7 @@ def one_thread() -> Iterator[None]:
 
 
 def _on_workers(
-    machine: HelmholtzMachine,
+    machines: Sequence[HelmholtzMachine],
     split: Split,
     row_ids: torch.Tensor,
     num_samples: int,
@@ -103,13 +120,17 @@ def _on_workers(
     num_workers: int,
     with_khat: bool,
     told: Told,
-) -> list[Estimate]:
+) -> list[list[Estimate]]:
+    """For each part of the rows, in order, the estimates of all machines."""
     import ray
 
     if num_workers < 0:
         num_workers = max(int(ray.cluster_resources().get("CPU", 1)), 1)
-    arrays = {name: tensor.numpy() for name, tensor in machine.state_dict().items()}
-    shared = [ray.put(machine.config()), ray.put(arrays), ray.put(split)]
+    stored = [
+        (machine.config(), {name: tensor.numpy() for name, tensor in machine.state_dict().items()})
+        for machine in machines
+    ]
+    shared = [ray.put(stored), ray.put(split)]
     # A worker may die with its node: Ray runs its task again, and keyed random numbers make it the same.
     task = ray.remote(num_cpus=cpus_per_worker(num_workers, 1), max_retries=3)(_score)
     parts = list(row_ids.split(BLOCKS_PER_TASK * block_size(torch.device("cpu"))))
@@ -121,27 +142,29 @@ def _on_workers(
             for index, part in itertools.islice(waiting, count)
         }
 
-    running, found = submit(num_workers), dict[int, Estimate]()
+    running, found = submit(num_workers), dict[int, list[Estimate]]()
     while running:
         (ready,), _ = ray.wait(list(running), num_returns=1)
-        found[running.pop(ready)] = Estimate(*ray.get(ready))
+        found[running.pop(ready)] = [Estimate(*each) for each in ray.get(ready)]
         told(len(found), len(parts))
         running |= submit(1)
     return [found[index] for index in range(len(parts))]
 
 
 def _score(
-    config: dict[str, Any],
-    arrays: dict[str, Any],
+    stored: list[tuple[dict[str, Any], dict[str, Any]]],
     split: Split,
     row_ids: list[int],
     num_samples: int,
     seed: int,
     with_khat: bool,
-) -> tuple[Any, ...]:
-    """What a Ray task does: the estimate of some rows."""
+) -> list[tuple[Any, ...]]:
+    """What a Ray task does: the estimates of some rows by each machine."""
     torch.set_num_threads(1)
-    machine = HelmholtzMachine(**config)
-    machine.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in arrays.items()})
+    machines = []
+    for config, arrays in stored:
+        machines.append(HelmholtzMachine(**config))
+        machines[-1].load_state_dict({name: torch.from_numpy(array.copy()) for name, array in arrays.items()})
     examples = Examples(split, torch.device("cpu"))
-    return tuple(estimate_split(machine, examples, torch.tensor(row_ids), num_samples, seed, Group(), with_khat))
+    found = estimate_splits(machines, examples, torch.tensor(row_ids), num_samples, seed, Group(), with_khat)
+    return [tuple(each) for each in found]

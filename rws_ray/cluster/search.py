@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
@@ -14,8 +15,8 @@ from rws_ray.cluster import comparison, leaderboard
 from rws_ray.cluster.jobs import model_tags, numbers, run_tags
 from rws_ray.cluster.ledger import Ledger
 from rws_ray.cluster.present import present
-from rws_ray.cluster.promotion import FINALISTS, Finalist, best_machine, decide, winner_metrics
-from rws_ray.cluster.scoring import score_rows
+from rws_ray.cluster.promotion import FINALISTS, Finalist, decide, winner_metrics
+from rws_ray.cluster.scoring import score_models, score_rows
 from rws_ray.cluster.session import session
 from rws_ray.cluster.sweep import LEDGER_FILE, PreparedSweep, Show, Sweep
 from rws_ray.cluster.tuning import run_trials
@@ -25,7 +26,7 @@ from rws_ray.errors import InfrastructureError, RunError
 from rws_ray.space import Space
 from rws_ray.tracking import Drain, connect, deliver, delivery, find_version, unsent
 from rws_ray.training.estimation import standard_error
-from rws_ray.training.folder import RunFolder, checkpoint_place
+from rws_ray.training.folder import RunFolder
 from rws_ray.training.loop import ESTIMATE_SEED, Outcome
 
 REPORT, JOB_FILE = "report", "best.toml"
@@ -117,23 +118,20 @@ def _run(sweep: Sweep, folder: RunFolder, verbose: bool) -> dict[str, Any]:
 
 def _finalists(sweep: Sweep) -> list[Finalist]:
     """The best few trials, estimated on all validation rows with many samples."""
-    found: list[Finalist] = []
-    for trial in sweep.ledger.ranked():
-        job, valid = sweep.job(trial), sweep.dataset.valid
-        place = checkpoint_place(sweep.trial_folder(trial.number), job)
-        stored = best_machine(place, job, sweep.dataset)
-        if stored is None:  # stopped before its first checkpoint
-            continue
-        sweep.show(sweep.ledger, f"estimating finalist {len(found) + 1}, trial {trial.number}")
-        machine, step = stored
-        estimate = score_rows(machine, valid, job.eval.final_num_samples, ESTIMATE_SEED)
-        found.append(Finalist(trial, machine, estimate, step))
-        if len(found) == FINALISTS:
-            break
-    if not found:
+    ranked = ((trial, sweep.best_machine(trial)) for trial in sweep.ledger.ranked())
+    # Those without weights were stopped before their first checkpoint.
+    best = list(itertools.islice(((trial, stored) for trial, stored in ranked if stored), FINALISTS))
+    if not best:
         failed = next((trial.message for trial in sweep.ledger.trials.values() if trial.message), "none has weights")
         raise RunError(f"none of the {sweep.space.num_trials} trials can win: {failed}")
-    return found
+    numbers_told = ", ".join(str(trial.number) for trial, _ in best)
+    sweep.show(sweep.ledger, f"estimating the finalists, trials {numbers_told}")
+    num_samples, valid = sweep.job(best[0][0]).eval.final_num_samples, sweep.dataset.valid
+    estimates = score_models([machine for _, (machine, _) in best], valid, num_samples, ESTIMATE_SEED)
+    return [
+        Finalist(trial, machine, estimate, step)
+        for (trial, (machine, step)), estimate in zip(best, estimates, strict=True)
+    ]
 
 
 def _estimated(finalist: Finalist) -> dict[str, Any]:

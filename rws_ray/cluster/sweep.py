@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 from rws_ray.cluster.jobs import PreparedJob, log_epoch, prepare, run_tags
 from rws_ray.cluster.ledger import Ledger, State, Trial
 from rws_ray.cluster.metrics import RunMetrics
+from rws_ray.cluster.promotion import best_machine
 from rws_ray.cluster.proposals import propose
 from rws_ray.config import Job, home
+from rws_ray.core.machine import HelmholtzMachine
 from rws_ray.space import Space
 from rws_ray.tracking import RunLog, fetch_model
 from rws_ray.tracking.journal import read_journal
@@ -83,6 +85,11 @@ class Sweep:
     def trial_folder(self, number: int) -> RunFolder:
         """The run folder of a trial."""
         return RunFolder(self.folder / "trials" / f"{number:03d}")
+
+    def best_machine(self, trial: Trial) -> tuple[HelmholtzMachine, int] | None:
+        """The weights with the trial's lowest validation NLL, and their step; None before its first checkpoint."""
+        job = self.job(trial)
+        return best_machine(checkpoint_place(self.trial_folder(trial.number), job), job, self.dataset)
 
     def open(self) -> None:
         """Open the parent's log and bring the trials' logs up to the ledger."""

@@ -68,12 +68,17 @@ def estimate_likelihood(
         num_samples: K, at least 1; ValueError where it is not.
         seed: of all rows' random streams.
         row_ids: (B,) the number that keys each row's random stream: its place in the data set.
+
+    Returns:
+        Estimates of the rows; of a pack (core.pack) those of its P machines one after another, P B of them. All its
+        machines have the same random numbers.
     """
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, not {num_samples}")
     if len(row_ids) != x_BD.shape[0]:
         raise ValueError(f"{x_BD.shape[0]} rows need as many keys, not {len(row_ids)}")
-    points, curve = curve_points(num_samples), []
+    points, curve, P = curve_points(num_samples), [], math.prod(machine.pack)
+    x_BD = x_BD.repeat(P, 1)
     device, B = x_BD.device, x_BD.shape[0]
     largest = torch.full((B,), -math.inf, dtype=torch.float64, device=device)
     # Σ w, Σ w² and Σ √w, in units of the largest w.
@@ -81,7 +86,7 @@ def estimate_likelihood(
     tail = torch.empty((B, 0), dtype=torch.float64, device=device)
     for chunk, start in enumerate(range(0, num_samples, CHUNK)):
         size = min(CHUNK, num_samples - start)
-        stream = keyed_rows(seed, "likelihood", row_ids, chunk, device=device)
+        stream = keyed_rows(seed, "likelihood", row_ids, chunk, device=device, times=P)
         logw_BK = machine.draw_log_weights(x_BD, size, stream)
         for point in points:
             if start < point <= start + size:

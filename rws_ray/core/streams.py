@@ -39,11 +39,18 @@ def keyed(seed: int, purpose: str, *counters: int | Tensor, device: torch.device
     return CounterStream(seed, purpose, torch.full((1,), first, device=device), *rest)
 
 
-def keyed_rows(seed: int, purpose: str, rows: Sequence[int], *counters: int, device: torch.device | str) -> Stream:
-    """A stream in which each example has the key (seed, purpose, its row, counters)."""
+def keyed_rows(
+    seed: int, purpose: str, rows: Sequence[int], *counters: int, device: torch.device | str, times: int = 1
+) -> Stream:
+    """A stream in which each example has the key (seed, purpose, its row, counters).
+
+    Args:
+        times: how often the rows come one after another, as the machines of a pack have them: with the same numbers.
+    """
     if torch.device(device).type == "cpu":
-        return Stream([generator(seed, purpose, row, *counters) for row in rows])
-    return CounterStream(seed, purpose, torch.tensor(list(rows), dtype=torch.int64, device=device), *counters)
+        places = list(range(len(rows))) * times
+        return Stream([generator(seed, purpose, row, *counters) for row in rows], places)
+    return CounterStream(seed, purpose, torch.tensor(list(rows) * times, dtype=torch.int64, device=device), *counters)
 
 
 def joined(streams: Sequence[Stream], places: Sequence[int]) -> Stream:

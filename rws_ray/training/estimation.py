@@ -6,8 +6,9 @@ of workers. Suffixes: N rows, C points of the curve.
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,8 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rws_ray.core.estimators.bihm import log_z
-from rws_ray.core.likelihood import Likelihood, curve_points, estimate_likelihood
+from rws_ray.core.likelihood import CHUNK, Likelihood, curve_points
 from rws_ray.core.machine import HelmholtzMachine
+from rws_ray.core.pack import estimate_likelihoods
 from rws_ray.core.streams import generator
 from rws_ray.estimators import ESTIMATORS
 from rws_ray.training.batches import Examples
@@ -26,6 +28,7 @@ from rws_ray.training.threads import in_threads
 
 TRUSTED_KHAT = 0.7  # above it importance sampling's error estimates cannot be trusted (Vehtari et al. 2024)
 NUM_DREAMS, DREAM_SAMPLES = 20_000, 10  # that log Z is estimated from, and K for each
+PACKED_UNITS = 2**22  # of a layer that are drawn at a time, beyond which machines are not estimated together
 MAX_DISTRUSTED = 0.05  # share of rows above it that an NLL may have without a warning
 
 
@@ -63,24 +66,60 @@ def estimate_split(
         row_ids: (N,) places in the split; they key the random numbers too.
         progress: told, on each worker alike, how many rounds of blocks are done and how many there are.
     """
+    return estimate_splits([machine], examples, row_ids, num_samples, seed, group, with_khat, progress)[0]
+
+
+def estimate_splits(
+    machines: Sequence[HelmholtzMachine],
+    examples: Examples,
+    row_ids: Tensor,
+    num_samples: int,
+    seed: int,
+    group: Group,
+    with_khat: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Estimate]:
+    """estimate_split of several machines, those of one shape as one computation with the same random numbers.
+
+    On a CPU each has the bits of its own estimate (core.pack.estimate_likelihoods).
+    """
     num_points = len(curve_points(num_samples))
-    table = torch.zeros(len(row_ids), num_points + 5, dtype=torch.float64)
+    tables = torch.zeros(len(machines), len(row_ids), num_points + 5, dtype=torch.float64)
     blocks = list(torch.arange(len(row_ids)).split(block_size(group.device)))
     rounds, own = math.ceil(len(blocks) / group.size), blocks[group.rank :: group.size]
+    parts = _estimated_together(machines, block_size(group.device))
 
-    def estimate(block: Tensor) -> Tensor:
-        rows = row_ids[block]
-        found = estimate_likelihood(machine, examples.take(rows), num_samples, seed, rows.tolist())
-        return _columns(found, with_khat)
+    def estimate(work: tuple[Tensor, list[int]]) -> list[Tensor]:
+        rows = row_ids[work[0]]
+        members = [machines[place] for place in work[1]]
+        found = estimate_likelihoods(members, examples.take(rows), num_samples, seed, rows.tolist())
+        return [_columns(each, with_khat) for each in found]
 
-    for number, (block, columns) in enumerate(zip(own, in_threads(estimate, own), strict=True)):
-        table[block] = columns
-        progress(number + 1, rounds)
+    work = [(block, part) for block in own for part in parts]
+    for number, ((block, part), found) in enumerate(zip(work, in_threads(estimate, work), strict=True), start=1):
+        for place, columns in zip(part, found, strict=True):
+            tables[place, block] = columns
+        if number % len(parts) == 0:
+            progress(number // len(parts), rounds)
     if len(own) < rounds:
         progress(rounds, rounds)
-    values = group.sum_disjoint(table.to(group.device)).cpu().numpy()
-    curve = values[:, :num_points]
-    return Estimate(num_samples, curve[:, -1], curve, *values[:, num_points:].T)
+    values = group.sum_disjoint(tables.to(group.device)).cpu().numpy()
+    return [
+        Estimate(num_samples, each[:, num_points - 1], each[:, :num_points], *each[:, num_points:].T) for each in values
+    ]
+
+
+def _estimated_together(machines: Sequence[HelmholtzMachine], rows: int) -> list[list[int]]:
+    """Places of machines that are one computation: of one shape, and no more than are faster for it."""
+    shapes: dict[str, list[int]] = {}
+    for place, machine in enumerate(machines):
+        shapes.setdefault(json.dumps(machine.config()), []).append(place)
+    parts = []
+    for places in shapes.values():
+        machine = machines[places[0]]
+        most = max(PACKED_UNITS // (rows * CHUNK * max(machine.dim, *machine.layers)), 1)
+        parts += [places[start : start + most] for start in range(0, len(places), most)]
+    return parts
 
 
 def _columns(found: Likelihood, with_khat: bool) -> Tensor:

@@ -26,7 +26,7 @@ from rws_ray.data import Dataset
 from rws_ray.errors import InfrastructureError, RunError
 from rws_ray.training.batches import Examples, independent_nll
 from rws_ray.training.checkpoint import FORMAT, Checkpoint, Store, check_format, newest_valid, pack, write_checkpoint
-from rws_ray.training.estimation import estimate_split, standard_error, star_metrics, summary, validation_rows
+from rws_ray.training.estimation import Estimate, estimate_split, standard_error, star_metrics, summary, validation_rows
 from rws_ray.training.flat import FlatLayout
 from rws_ray.training.folder import check_same_job
 from rws_ray.training.initial import new_machine
@@ -70,6 +70,7 @@ class Fitter:
         self.checkpoint_seconds: float | None = None  # of the last one
         self.reported: list[dict[str, Any]] = []  # the latest epochs' reports
         self.tried_again: set[int] = set()  # steps that were not finite, and that a rollback takes again
+        self.estimated: Estimate | None = None  # of the report that is due, where others made it (training.pack)
         self.clock: Callable[[], float] = time.perf_counter  # of the seconds of updates
 
     def resume(self) -> bool:
@@ -171,7 +172,7 @@ class Fitter:
         try:
             while True:
                 step = self.progress.step
-                if self._is_report_due():
+                if self.is_report_due():
                     self._report_epoch()
                     yield REPORT
                     self.save(is_scheduled=step % self._report_steps == 0)
@@ -183,7 +184,7 @@ class Fitter:
                     return
                 lookout.check()
                 yield UPDATE
-                if self._is_report_due() or self._is_checkpoint_due():
+                if self.is_report_due() or self._is_checkpoint_due():
                     self._settle()  # and the seconds are those of updates that are done
                 if self._is_clock_due():
                     started = self._count(started)
@@ -197,7 +198,8 @@ class Fitter:
     def _report_steps(self) -> int:
         return self.job.eval.every * self.updater.epochs.steps
 
-    def _is_report_due(self) -> bool:
+    def is_report_due(self) -> bool:
+        """Whether the run's next round is a report."""
         progress, steps = self.progress, self.updater.epochs.steps
         is_end = progress.step % self._report_steps == 0 or progress.is_at_end(self.job, steps)
         return progress.step > progress.reported_step and is_end
@@ -279,10 +281,11 @@ class Fitter:
     def _report_epoch(self) -> None:
         job, progress, steps = self.job, self.progress, self.updater.epochs.steps
         before, lookout = time.perf_counter(), Lookout(self.group, self.store)
-        estimate = estimate_split(
+        estimate = self.estimated or estimate_split(
             self.evaluated(self.updater.average), self.valid, self.valid_rows, job.eval.num_samples, ESTIMATE_SEED,
             self.group, progress=lambda done, total: lookout.check(),
         )  # fmt: skip
+        self.estimated = None
         nll = -float(estimate.log_prob.mean())
         if nll < progress.best_nll:
             progress.best_nll, progress.best_step, progress.stale = nll, progress.step, 0

@@ -20,7 +20,8 @@ from rws_ray.core.products import factors
 from rws_ray.data import Dataset
 from rws_ray.errors import RwsError
 from rws_ray.training.checkpoint import open_store
-from rws_ray.training.loop import REPORT, UPDATE, Fitter
+from rws_ray.training.estimation import estimate_splits
+from rws_ray.training.loop import ESTIMATE_SEED, REPORT, UPDATE, Fitter
 from rws_ray.training.reduction import Group
 from rws_ray.training.stack import Stack, can_stack, phase
 
@@ -86,6 +87,7 @@ class Pack:
         A run goes on from its report to the checkpoint that follows from it only when this is called again.
         """
         while self.members and not self.events:
+            self._estimate()
             for number, member in list(self.members.items()):
                 if member.due != UPDATE:
                     self._continue(number, member)
@@ -93,6 +95,16 @@ class Pack:
                 self._update()
         told, self.events = self.events, []
         return told
+
+    def _estimate(self) -> None:
+        """Estimate as one the validation NLLs that are due."""
+        due = [each.fitter for each in self.members.values() if each.due != UPDATE and each.fitter.is_report_due()]
+        if len(due) > 1:
+            first, machines = due[0], [fitter.evaluated(fitter.updater.average) for fitter in due]
+            num_samples, rows = first.job.eval.num_samples, first.valid_rows
+            found = estimate_splits(machines, first.valid, rows, num_samples, ESTIMATE_SEED, self.group)
+            for fitter, estimate in zip(due, found, strict=True):
+                fitter.estimated = estimate
 
     def _continue(self, number: int, member: Member) -> None:
         try:

@@ -10,14 +10,16 @@ import torch
 from groups import run_group
 from tiny import tiny_dataset
 
-from rws_ray.core.likelihood import tail_length
+from rws_ray.core.likelihood import estimate_likelihood, tail_length
 from rws_ray.core.machine import HelmholtzMachine, total_log_prob
+from rws_ray.core.pack import estimate_likelihoods
 from rws_ray.data import make_split
 from rws_ray.training.batches import Examples
 from rws_ray.training.estimation import (
     block_size,
     distrust,
     estimate_split,
+    estimate_splits,
     pareto_khat,
     standard_error,
     star_metrics,
@@ -50,6 +52,33 @@ def test_a_subset_of_rows_is_estimated_as_in_the_whole():
     rows = torch.tensor([3, 50, 88])
     part = estimate_split(machine, Examples(split, CPU), rows, 150, 0, Group())
     np.testing.assert_allclose(part.log_prob, whole.log_prob[rows], rtol=1e-6)
+
+
+def test_models_that_are_estimated_together_have_the_bits_of_each_alone():
+    split = tiny_dataset(num_train=90).train
+    rows = Examples(split, CPU)
+    several = [HelmholtzMachine(split.dim, layers) for layers in ([6, 4], [7, 3], [6, 4], [6, 4])]
+    several += [HelmholtzMachine(split.dim, [5], p_layer=["nade", "sbn"]) for _ in range(2)]
+    for seed, machine in enumerate(several):
+        machine.initialize(seed, "glorot")
+    told: list[tuple[int, int]] = []
+    together = estimate_splits(
+        several, rows, torch.arange(90), 150, 0, Group(), True, lambda done, total: told.append((done, total))
+    )
+    assert told == [(done, 5) for done in range(1, 6)]
+    for machine, found in zip(several, together, strict=True):
+        alone = estimate_split(machine, rows, torch.arange(90), 150, 0, Group(), with_khat=True)
+        for one, other in zip(alone[1:], found[1:], strict=True):
+            assert one.tobytes() == other.tobytes()
+
+
+def test_in_doubles_models_estimated_together_agree_with_each_alone_up_to_rounding():
+    machines = [HelmholtzMachine(9, [5, 3]).double().initialize(seed) for seed in range(3)]
+    x_BD = torch.from_numpy(np.random.default_rng(0).integers(0, 2, (8, 9))).double()
+    found = estimate_likelihoods(machines, x_BD, 130, 0, range(8))
+    for machine, together in zip(machines, found, strict=True):
+        for one, other in zip(estimate_likelihood(machine, x_BD, 130, 0, range(8)), together, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
 def test_the_summary_gives_mean_and_standard_error_with_k():
