@@ -217,6 +217,7 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 # (their digest counts instead). optim.epochs may grow.
 FREE_KEYS = (
     "name",
+    "ensemble",
     "data.path",
     "data.memory",
     "scale.num_workers",

@@ -204,6 +204,9 @@ class Job(BaseSettings):
 
     name: str = Field("rws", description="of the run and its folder; the same name resumes")
     seed: int = Field(0, ge=0, lt=2**63, description="of all randomness")
+    ensemble: int = Field(
+        1, ge=1, description="runs that differ in their seed alone: seed, seed + 1, …; told as mean ± sd over seeds"
+    )
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     estimator: EstimatorConfig = EstimatorConfig()
@@ -269,7 +272,11 @@ class Job(BaseSettings):
         )
         if found:
             raise ValueError("; ".join(found))
-        if self.scale.max_workers > self.scale.micro_shards:
+        if self.ensemble > 1 and self.optim.max_seconds:
+            raise ValueError("ensemble: its members end by optim.epochs; take optim.max_seconds away")
+        if self.seed + self.ensemble > 2**63:
+            raise ValueError(f"ensemble: {self.ensemble} seeds from {self.seed} on go beyond 2⁶³ − 1")
+        if self.ensemble == 1 and self.scale.max_workers > self.scale.micro_shards:
             raise ValueError(
                 f"scale: {self.scale.max_workers} workers cannot share {self.scale.micro_shards} micro-shards; "
                 "set scale.micro_shards to at least the number of workers"

@@ -45,7 +45,16 @@ SHAPES = ("constant", "linear", "halving")
 LAYERS = "model.layers"
 RULE = (f"{LAYERS}.depth", f"{LAYERS}.width", f"{LAYERS}.shape")
 # What defines the comparison of trials, and where things are kept, is one for all of them.
-SHARED_KEYS = ("name", "data.", "eval.num_samples", "eval.rows", "eval.final_num_samples", "scale.storage", "track.")
+SHARED_KEYS = (
+    "name",
+    "ensemble",
+    "data.",
+    "eval.num_samples",
+    "eval.rows",
+    "eval.final_num_samples",
+    "scale.storage",
+    "track.",
+)
 DEFAULT_TRIALS = 16
 MOST_UNASKED = 1_000  # trials of a grid that run without search.num_trials
 MOST_CELLS = 100_000  # of a grid that is laid out
@@ -225,6 +234,8 @@ def load_space(file: str, overrides: list[str]) -> Space:
 
 def _check(space: Space, file: str) -> None:
     """Resolve the trials, as far as they can be known before any result is."""
+    if space.fixed.get("ensemble", 1) != 1:
+        raise ConfigError(f"{file}: ensemble: a search's trials are single runs; search seed instead, as a grid.")
     is_grid = space.search.algorithm == "grid"
     for key, ranges in space.domains.items():
         for domain in ranges:

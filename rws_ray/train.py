@@ -21,7 +21,7 @@ from rws_ray.command import help_text, json_line, parse_job, show_job
 from rws_ray.config import Job, home
 from rws_ray.errors import run_command
 from rws_ray.evaluate import star_lines
-from rws_ray.report.terminal import count, duration, nll_text
+from rws_ray.report.terminal import count, duration, nll_text, table
 from rws_ray.tracking import tracking_uri
 
 USAGE = "usage: python -m rws_ray.train [JOB.toml] [--section.key VALUE …] [flags]"
@@ -40,7 +40,8 @@ def main(arguments: list[str]) -> None:
         print(show_job(parsed.loaded))
         return
 
-    from rws_ray.cluster.jobs import prepare, run_job  # torch: only once the job is known to be sound
+    from rws_ray.cluster.api import run  # torch: only once the job is known to be sound
+    from rws_ray.cluster.jobs import prepare
     from rws_ray.cluster.telling import Teller
 
     prepared = prepare(job)
@@ -48,17 +49,17 @@ def main(arguments: list[str]) -> None:
     print(
         f"{job.name}: {dataset.name} ({count(dataset.train.num_rows)} training rows of {dataset.dim} units), "
         f"layers {' '.join(map(str, job.model.layers))}, {job.estimator.name} with K = {job.estimator.num_samples}, "
-        f"{job.optim.name}, {length_of(job)}",
+        f"{job.optim.name}, {length_of(job)}" + (f", {count(job.ensemble)} seeds" if job.ensemble > 1 else ""),
         flush=True,
     )
     if "--dry-run" in flags:
         print("The job is sound; nothing was run.")
         return
     with ExitStack() as stack:
-        result = run_job(prepared, Teller(job, stack), "--restart" in flags, "-v" in flags)
+        result = run(prepared, Teller(job, stack), "--restart" in flags, "-v" in flags)
     print(report(job, result, dataset.dim))
     if "--json" in flags:
-        print(json_line(result, JSON_KEYS))
+        print(json_line(result, (*JSON_KEYS, *(("ensemble",) if job.ensemble > 1 else ()))))
 
 
 def length_of(job: Job) -> str:
@@ -79,6 +80,7 @@ def report(job: Job, result: dict[str, Any], dim: int) -> str:
         mlflow = store if store.startswith("http") else f"{python} -m mlflow ui --backend-store-uri {store}"
     lines = [
         "",
+        *seeds_text(result),
         f"test NLL      {nll_text(result['nll'], result['nll_stderr'], result['num_samples'])}, "
         f"{bits:.4f} bits per dimension",
         *star_lines(result),
@@ -96,6 +98,30 @@ def report(job: Job, result: dict[str, Any], dim: int) -> str:
     if warning := distrust(result):
         lines.append(f"warning: {warning}")
     return "\n".join(lines)
+
+
+def seeds_text(result: dict[str, Any]) -> list[str]:
+    """An ensemble's members, and their mean ± sd; what is told below is the best of them by validation NLL."""
+    found = result.get("ensemble")
+    if not found:
+        return []
+    rows = [
+        [
+            str(each["seed"]),
+            nll_text(each["nll"], each["nll_stderr"], each["num_samples"]),
+            f"{each['valid_nll']:.2f}",
+            f"{each['best_epoch']:g}",
+            each["folder"],
+        ]
+        for each in found["members"]
+    ]
+    return [
+        table(["seed", "test NLL", "validation", "best epoch", "run"], rows),
+        "",
+        f"over seeds    test NLL {found['test_nll_mean']:.2f} ± {found['test_nll_sd']:.2f} nats, validation "
+        f"{found['valid_nll_mean']:.2f} ± {found['valid_nll_sd']:.2f} (mean ± sd of {count(found['size'])} seeds, "
+        f"test K = {count(result['num_samples'])}); the best by validation:",
+    ]
 
 
 def this_python() -> str:

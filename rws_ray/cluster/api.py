@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from rws_ray.cluster.jobs import prepare, run_job
+from rws_ray.cluster.ensemble import run_ensemble
+from rws_ray.cluster.jobs import PreparedJob, prepare, run_job
+from rws_ray.cluster.reports import Show
 from rws_ray.cluster.scoring import load_model, score_rows
 from rws_ray.cluster.telling import Teller
 from rws_ray.config import Job, check_keys, flatten, make_job, read_toml, unflatten
@@ -51,7 +53,14 @@ def train(
     prepared = prepare(_job(job, changes or {}))
     with ExitStack() as stack:
         show = (lambda record: None) if quiet else Teller(prepared.job, stack)
-        return run_job(prepared, show, restart)
+        return run(prepared, show, restart)
+
+
+def run(prepared: PreparedJob, show: Show, restart: bool = False, verbose: bool = False) -> dict[str, Any]:
+    """Run a checked job: one run (jobs.run_job), or an ensemble of seeds (ensemble.run_ensemble)."""
+    if prepared.job.ensemble > 1:
+        return run_ensemble(prepared, show, restart, verbose)
+    return run_job(prepared, show, restart, verbose)
 
 
 def _job(job: Job | Mapping[str, Any] | str | Path, changes: Mapping[str, Any]) -> Job:

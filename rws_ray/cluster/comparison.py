@@ -45,9 +45,9 @@ def tested(sweep: Sweep) -> list[dict[str, Any]]:
         return []
     sweep.show(sweep.ledger, f"testing {len(stored)} trials")
     num_samples = sweep.job(stored[0][0]).eval.final_num_samples
-    found = score_models([machine for _, machine, _ in stored], sweep.dataset.test, num_samples, ESTIMATE_SEED)
+    tests = score_models([machine for _, machine, _ in stored], sweep.dataset.test, num_samples, ESTIMATE_SEED)
     estimates: dict[int, NDArray[np.float64]] = {}
-    for (trial, _, step), estimate in zip(stored, found, strict=True):
+    for (trial, _, step), estimate in zip(stored, tests, strict=True):
         estimates[trial.number] = estimate.log_prob
         sweep.logs[trial.number].metrics(step, numbers(summary(estimate)))
     order = sorted(estimates, key=lambda number: -estimates[number].mean())

@@ -92,7 +92,7 @@ def run_job(prepared: PreparedJob, show: Show, restart: bool = False, verbose: b
             if unsent(folder.path):
                 with Drain(folder.path, home()):
                     pass  # MLflow was away when the run ended
-            return finished | _delivered(folder)
+            return finished | delivered(folder)
         log, store = RunLog(folder.path), open_store(checkpoint_place(folder, job))
         withdraw(store)
         held = lease(store, str(folder.path), show) if job.scale.storage else nullcontext()
@@ -100,7 +100,7 @@ def run_job(prepared: PreparedJob, show: Show, restart: bool = False, verbose: b
             metrics = _run_tracked(prepared, folder, log, show, verbose)
         result = metrics | {"name": job.name, "folder": str(folder.path), "figures": str(folder.figures)}
         folder.write_result(result)
-        return result | _delivered(folder)
+        return result | delivered(folder)
 
 
 @contextmanager
@@ -174,8 +174,8 @@ def log_epoch(log: RunLog, record: dict[str, Any]) -> None:
         log.metrics(record["step"], {key: value for key, value in record.items() if key not in skipped})
 
 
-def _delivered(folder: RunFolder) -> dict[str, Any]:
-    """Where MLflow has the run; the local folder stands in for a model that is not delivered yet."""
+def delivered(folder: RunFolder) -> dict[str, Any]:
+    """Where MLflow has a run or sweep; the local folder stands in for a model that is not delivered yet."""
     sent = delivery(folder.path)
     return {"run_id": sent.run_id, "model_uri": sent.model_uri or str(folder.model), "unsent": unsent(folder.path)}
 

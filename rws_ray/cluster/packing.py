@@ -22,7 +22,7 @@ from rws_ray.errors import ConfigError
 from rws_ray.space import Space
 from rws_ray.training.pack import Event, Pack
 from rws_ray.training.reduction import Group
-from rws_ray.training.stack import shape_of
+from rws_ray.training.stack import can_stack, shape_of
 
 LARGEST = 32  # trials of a pack, where search.pack is auto: more gain nothing (benchmarks.packed)
 LARGEST_TPE = 4  # of a search whose proposals follow from results
@@ -73,6 +73,26 @@ class PackActor:
         return self.pack.advance()
 
 
+def in_turn(job: Job) -> str:
+    """What is told of a pack whose updates are not batched."""
+    return (
+        f"{job.estimator.name} with these layers is not batched: trials share a process and take their updates in turn "
+        "(batched are sbn layers under rws and wake-sleep, with scale.reduction = exact)"
+    )
+
+
+def run_here(sweep: Sweep, numbers: list[int]) -> None:
+    """Run trials of one shape to their ends as a pack in this process, without Ray."""
+    configs = [sweep.start(number) for number in numbers]
+    if len(numbers) > 1 and not can_stack(Job(**configs[0]["job"])):
+        sweep.show(sweep.ledger, in_turn(Job(**configs[0]["job"])))
+    actor = PackActor(sweep.dataset, configs[0]["job"])
+    while events := actor.advance([], configs):
+        configs = []
+        for number, record in events:
+            sweep.heard(number, record, is_stopped=False)
+
+
 class TrialName(NamedTuple):
     """A trial, as Tune's schedulers know it."""
 
@@ -97,7 +117,7 @@ class Packs:
     Args:
         sweep: what is to run, and who hears of it.
         numbers: of the trials to run.
-        scheduler: Tune's, which says what trials stop.
+        scheduler: Tune's, which says what trials stop; None: they end by themselves.
         num_packs, size: packs at a time, and trials of each.
     """
 
@@ -110,8 +130,10 @@ class Packs:
         self.packs: list[Running] = []
         self.waiting: list[Config] = []  # begun, of a shape that no pack has room for
         self.failures: Counter[int] = Counter()
+        self.apart: set[str] = set()  # shapes whose trials take their updates in turn, as was told
         self.dataset = ray.put(sweep.dataset)
-        scheduler.set_search_properties("valid_nll", "min")
+        if scheduler:
+            scheduler.set_search_properties("valid_nll", "min")
 
     def run(self) -> None:
         """Run all trials to their ends, or until the sweep is asked to stop."""
@@ -142,7 +164,7 @@ class Packs:
     def _take(self, pack: Running, number: int, record: dict[str, Any]) -> None:
         """What a trial told: into the ledger; then it goes on, or it has ended."""
         is_stopped = False
-        if record["kind"] == "epoch":
+        if record["kind"] == "epoch" and self.scheduler:
             is_stopped = self.scheduler.on_trial_result(None, TrialName(str(number)), enveloped(record)) == "STOP"
         self.sweep.heard(number, record, is_stopped)
         if is_stopped:
@@ -169,7 +191,8 @@ class Packs:
         self.waiting = [config for config in self.waiting if not self._place(config)]
         while self.numbers and len(self.waiting) < self.size and self._num_running() < self.most:
             config = self.sweep.start(self.numbers.popleft())
-            self.scheduler.on_trial_add(None, TrialName(str(config["number"])))
+            if self.scheduler:
+                self.scheduler.on_trial_add(None, TrialName(str(config["number"])))
             if not self._place(config):
                 self.waiting.append(config)
         for pack in [pack for pack in self.packs if not pack.configs]:
@@ -191,11 +214,17 @@ class Packs:
         if pack is None:
             if len(self.packs) == self.num_packs:
                 return False
+            self._tell_apart(shape, Job(**config["job"]))
             pack = Running(shape, self._actor(config["job"]))
             self.packs.append(pack)
         pack.configs[config["number"]] = config
         pack.added.append(config)
         return True
+
+    def _tell_apart(self, shape: str, job: Job) -> None:
+        if self.size > 1 and not can_stack(job) and shape not in self.apart:
+            self.apart.add(shape)
+            self.sweep.show(self.sweep.ledger, in_turn(job))
 
     def _share(self) -> int:
         """Trials of a pack: fewer than its size where search.max_concurrent does not fill them."""

@@ -67,9 +67,23 @@ def winner_metrics(finalist: Finalist, dataset: Dataset, job: Job) -> dict[str, 
     """The winner's estimate on the test data, as the metrics of a run."""
     machine, num_samples = finalist.machine, job.eval.final_num_samples
     estimate = score_rows(machine, dataset.test, num_samples, ESTIMATE_SEED, with_khat=True)
-    last = finalist.trial.last or {}
-    steps_per_epoch = last["step"] / last["epoch"]
-    seconds = last["epoch"] * dataset.train.num_rows / last["examples_per_second"]
+    return run_metrics(finalist.trial, machine, finalist.step, estimate, dataset, job) | {
+        "valid_nll": finalist.nll,
+        "valid_nll_stderr": standard_error(finalist.estimate.log_prob),
+        "valid_num_samples": finalist.estimate.num_samples,
+    }
+
+
+def run_metrics(
+    trial: Trial, machine: HelmholtzMachine, step: int, estimate: Estimate, dataset: Dataset, job: Job
+) -> dict[str, Any]:
+    """A trial's metrics, as a run by itself has them.
+
+    Args:
+        machine, step: its best weights by validation NLL, and when they were.
+        estimate: of the test data.
+    """
+    last, best = trial.last or {}, trial.best or {}
     return (
         summary(estimate)
         | star_metrics(job.estimator.name, machine, estimate)
@@ -77,12 +91,12 @@ def winner_metrics(finalist: Finalist, dataset: Dataset, job: Job) -> dict[str, 
             "split": "test",
             "step": last["step"],
             "independent_nll": independent_nll(dataset.train, dataset.test),
-            "valid_nll": finalist.nll,
-            "valid_nll_stderr": standard_error(finalist.estimate.log_prob),
-            "valid_num_samples": finalist.estimate.num_samples,
-            "best_epoch": finalist.step / steps_per_epoch,
+            "valid_nll": best["valid_nll"],
+            "valid_nll_stderr": best["valid_nll_stderr"],
+            "valid_num_samples": best["valid_num_samples"],
+            "best_epoch": step / (last["step"] / last["epoch"]),
             "epochs": last["epoch"],
-            "seconds": seconds,
+            "seconds": last["epoch"] * dataset.train.num_rows / last["examples_per_second"],
             "examples_per_second": last["examples_per_second"],
         }
     )

@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from rws_ray.cluster import comparison, leaderboard
-from rws_ray.cluster.jobs import model_tags, numbers, run_tags
+from rws_ray.cluster.jobs import delivered, model_tags, numbers, run_tags
 from rws_ray.cluster.ledger import Ledger
 from rws_ray.cluster.present import present
 from rws_ray.cluster.promotion import FINALISTS, Finalist, decide, winner_metrics
@@ -24,7 +24,7 @@ from rws_ray.config import Job, home
 from rws_ray.core.machine import HelmholtzMachine
 from rws_ray.errors import InfrastructureError, RunError
 from rws_ray.space import Space
-from rws_ray.tracking import Drain, connect, deliver, delivery, find_version, unsent
+from rws_ray.tracking import Drain, connect, deliver, find_version
 from rws_ray.training.estimation import standard_error
 from rws_ray.training.folder import RunFolder
 from rws_ray.training.loop import ESTIMATE_SEED, Outcome
@@ -65,7 +65,7 @@ def run_sweep(prepared: PreparedSweep, show: Show, restart: bool = False, verbos
         if result is None or result["num_trials"] < space.num_trials or _lacks_tests(result, space):
             with Drain(folder.path, home()):
                 result = _run(Sweep(prepared, show), folder, verbose)
-        return _decided(prepared, folder, result, show) | _delivered(folder)
+        return _decided(prepared, folder, result, show) | delivered(folder)
 
 
 def _lacks_tests(result: dict[str, Any], space: Space) -> bool:
@@ -177,11 +177,6 @@ def _decided(prepared: PreparedSweep, folder: RunFolder, result: dict[str, Any],
     result = result | {"decision": decision}
     folder.write_result(result)
     return result
-
-
-def _delivered(folder: RunFolder) -> dict[str, Any]:
-    sent = delivery(folder.path)
-    return {"run_id": sent.run_id, "model_uri": sent.model_uri or str(folder.model), "unsent": unsent(folder.path)}
 
 
 @contextmanager

@@ -47,18 +47,28 @@ def run_trials(sweep: Sweep, verbose: bool) -> None:
     numbers = sweep.to_run()
     if not numbers:
         return
-    limit, packed = _concurrency(sweep.space), is_packed(sweep.space)
+    limit = _concurrency(sweep.space)
+    if is_packed(sweep.space):
+        run_packed(sweep, lambda: _packs(sweep, numbers))
+        return
     os.environ.update(TUNE)
     # Tune logs the whole traceback of a trial whose process died; our callback tells it in a line.
     logging.getLogger("ray.tune").setLevel(logging.INFO if verbose else logging.CRITICAL)
     scratch = sweep.folder / "ray"
     try:
-        if packed:
-            _run_stoppable(sweep, lambda: _packs(sweep, numbers).run())
-        else:
-            _run_stoppable(sweep, lambda: _tuner(sweep, numbers, limit, scratch, verbose).fit())
+        _run_stoppable(sweep, lambda: _tuner(sweep, numbers, limit, scratch, verbose).fit())
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+    _check_ended(sweep)
+
+
+def run_packed(sweep: Sweep, packs: Callable[[], Packs]) -> None:
+    """Run every trial that has no end yet in packs; raises as run_trials."""
+    _run_stoppable(sweep, lambda: packs().run())
+    _check_ended(sweep)
+
+
+def _check_ended(sweep: Sweep) -> None:
     left = sweep.to_run()
     if left:
         reason = next(iter(sweep.errors.values()), "Ray ended early")

@@ -70,7 +70,8 @@ class Fitter:
         self.checkpoint_seconds: float | None = None  # of the last one
         self.reported: list[dict[str, Any]] = []  # the latest epochs' reports
         self.tried_again: set[int] = set()  # steps that were not finite, and that a rollback takes again
-        self.estimated: Estimate | None = None  # of the report that is due, where others made it (training.pack)
+        # Of the report that is due, with its seconds, where others made it (training.pack).
+        self.estimated: tuple[Estimate, float] | None = None
         self.clock: Callable[[], float] = time.perf_counter  # of the seconds of updates
 
     def resume(self) -> bool:
@@ -281,10 +282,10 @@ class Fitter:
     def _report_epoch(self) -> None:
         job, progress, steps = self.job, self.progress, self.updater.epochs.steps
         before, lookout = time.perf_counter(), Lookout(self.group, self.store)
-        estimate = self.estimated or estimate_split(
+        estimate, seconds = self.estimated or (estimate_split(
             self.evaluated(self.updater.average), self.valid, self.valid_rows, job.eval.num_samples, ESTIMATE_SEED,
             self.group, progress=lambda done, total: lookout.check(),
-        )  # fmt: skip
+        ), 0.0)  # fmt: skip
         self.estimated = None
         nll = -float(estimate.log_prob.mean())
         if nll < progress.best_nll:
@@ -309,7 +310,7 @@ class Fitter:
             "ess_ratio": sums.pop("ess") / num_samples,
             "examples_per_second": self.examples_per_second(),
             "seconds": progress.seconds,
-            "eval_seconds": time.perf_counter() - before,
+            "eval_seconds": seconds + time.perf_counter() - before,
         } | sums
         if self.checkpoint_seconds is not None:
             record["checkpoint_seconds"] = self.checkpoint_seconds

@@ -100,11 +100,13 @@ class Pack:
         """Estimate as one the validation NLLs that are due."""
         due = [each.fitter for each in self.members.values() if each.due != UPDATE and each.fitter.is_report_due()]
         if len(due) > 1:
+            started = time.perf_counter()
             first, machines = due[0], [fitter.evaluated(fitter.updater.average) for fitter in due]
             num_samples, rows = first.job.eval.num_samples, first.valid_rows
             found = estimate_splits(machines, first.valid, rows, num_samples, ESTIMATE_SEED, self.group)
+            share = (time.perf_counter() - started) / len(due)
             for fitter, estimate in zip(due, found, strict=True):
-                fitter.estimated = estimate
+                fitter.estimated = estimate, share
 
     def _continue(self, number: int, member: Member) -> None:
         try:
@@ -138,7 +140,7 @@ class Pack:
     def _stacked(self, fitters: list[Fitter]) -> bool:
         """Take all their updates as one; False where that cannot be, or one is not finite: then nothing was changed."""
         updaters = [fitter.updater for fitter in fitters]
-        if len(updaters) < 2 or not can_stack(updaters[0]):
+        if len(updaters) < 2 or not can_stack(updaters[0].job):
             return False
         if self.stack is None or self.stack.updaters != updaters:
             self.stack = Stack(updaters)

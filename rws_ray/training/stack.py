@@ -42,9 +42,9 @@ def shape_of(job: Job) -> str:
     return json.dumps({key: value for key, value in determining(job).items() if key not in OWN_KEYS}, sort_keys=True)
 
 
-def can_stack(updater: Updater) -> bool:
-    """Whether the run's updates can be batched with others': sigmoid layers, under rws or wake-sleep."""
-    return can_pack(updater.machine.config(), updater.job.estimator.name) and updater.job.scale.reduction == "exact"
+def can_stack(job: Job) -> bool:
+    """Whether a run's updates can be batched with others': sigmoid layers, under rws or wake-sleep."""
+    return can_pack(job.model.model_dump(), job.estimator.name) and job.scale.reduction == "exact"
 
 
 def phase(updater: Updater, step: int) -> tuple[int, int]:

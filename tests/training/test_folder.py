@@ -25,6 +25,7 @@ def folder(tmp_path):
 # runs, what tracks it, how a search is run) and what may not (it determines the result).
 FREE = {
     "name": "other",
+    "ensemble": 8,
     "data.path": "elsewhere",
     "data.memory": "streamed",
     "model.warm_start": "models:/other/1",  # the digest of its weights counts in its place
