@@ -70,8 +70,7 @@ class Fitter:
         self.checkpoint_seconds: float | None = None  # of the last one
         self.reported: list[dict[str, Any]] = []  # the latest epochs' reports
         self.tried_again: set[int] = set()  # steps that were not finite, and that a rollback takes again
-        # Of the report that is due, with its seconds, where others made it (training.pack).
-        self.estimated: tuple[Estimate, float] | None = None
+        self.estimated: tuple[Estimate, float] | None = None  # of the report that is due, made by training.pack
         self.clock: Callable[[], float] = time.perf_counter  # of the seconds of updates
 
     def resume(self) -> bool:
