@@ -123,9 +123,9 @@ class Stack:
         job, layout = self.job, self.layout
         for parameter, view in zip(self.machine.parameters_in_order(), layout.views(vector), strict=True):
             parameter.grad = view
-        wake, sleep, pixels = (
-            [keyed(seed, purpose, step, shard, device=self.device) for seed, step in seeds]
-            for purpose in ("wake", "sleep", "binarize")
+        purposes = ("wake", "sleep", "binarize") if self.examples.is_grey else ("wake", "sleep")
+        wake, sleep, *pixels = (
+            [keyed(seed, purpose, step, shard, device=self.device) for seed, step in seeds] for purpose in purposes
         )
         estimator = Estimator(
             training_num_samples(job, seeds[0][1] // self.updaters[0].epochs.steps),
@@ -138,7 +138,7 @@ class Stack:
             .replicas[0]
             .add_gradients(
                 self.machine,
-                self._take(rows, pixels, places),
+                self._take(rows, pixels[0] if pixels else [], places),
                 estimator,
                 joined(wake, places),
                 joined(sleep, places),

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from sweeps import space_of
 
 from rws_ray import tune
 from rws_ray.cluster import comparison
@@ -50,16 +51,12 @@ def test_a_trial_is_named_by_what_it_had_a_choice_of():
     assert names == {*rws, "wake-sleep", "nvil", "vimco", "bihm"}
 
 
-@pytest.mark.usefixtures("ray_session")
-def test_all_estimators_are_tested_with_the_same_samples_and_ranked_with_paired_errors(tmp_path, monkeypatch):
-    monkeypatch.setenv("RWS_HOME", str(tmp_path / "runs"))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    file = tmp_path / "space.toml"
-    file.write_text(SPACE.replace("NAMES", str(NAMES).replace("'", '"')))
-    winner = prepare_sweep(load_space(str(file), ["--search.test", "winner"]))
+@pytest.mark.usefixtures("ray_session", "home")
+def test_all_estimators_are_tested_with_the_same_samples_and_ranked_with_paired_errors(tmp_path):
+    text = SPACE.replace("NAMES", str(NAMES).replace("'", '"'))
+    winner = prepare_sweep(space_of(tmp_path, text, "--search.test", "winner"))
     assert run_sweep(winner, lambda ledger, sentence: None)["comparison"] == []
-    prepared = prepare_sweep(load_space(str(file), []))
+    prepared = prepare_sweep(space_of(tmp_path, text))
     result = run_sweep(prepared, lambda ledger, sentence: None)  # tests what is there; no trial runs again
     rows = result["comparison"]
     assert len(rows) == len(NAMES) + 1

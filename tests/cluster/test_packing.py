@@ -3,66 +3,68 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
+from sweeps import SMALL, alone, heard, space_of
 
 from rws_ray.cluster.ledger import Ledger
-from rws_ray.cluster.packing import is_packed, pack_size
+from rws_ray.cluster.packing import Packs, is_packed, pack_size
 from rws_ray.cluster.search import run_sweep
-from rws_ray.cluster.sweep import prepare_sweep
-from rws_ray.data import open_dataset
+from rws_ray.cluster.sweep import Sweep, prepare_sweep
+from rws_ray.cluster.tuning import run_trials
 from rws_ray.errors import ConfigError
-from rws_ray.space import Space, load_space
+from rws_ray.space import Space
 from rws_ray.tracking import connect
-from rws_ray.training.checkpoint import open_store
-from rws_ray.training.loop import fit
-from rws_ray.training.reduction import Group
+from rws_ray.training.stack import shape_of
 
-SPACE = """
+SPACE = f"""
 name = "packed"
-seed = { choice = [0, 1] }
+seed = {{ choice = [0, 1] }}
 [model]
-layers = { choice = [[6], [6, 4]] }
+layers = {{ choice = [[6], [6, 4]] }}
 [estimator]
 num_samples = 2
-wake_mix = { uniform = [0.0, 1.0] }
+wake_mix = {{ uniform = [0.0, 1.0] }}
 [optim]
-lr = { loguniform = [0.5, 3.0] }
-epochs = 3
-batch_size = 200
-[eval]
-num_samples = 5
-rows = 60
-final_num_samples = 10
-[search]
+lr = {{ loguniform = [0.5, 3.0] }}
+{SMALL}[search]
 num_trials = 9
 pack = 2
 """
 
 
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("RWS_HOME", str(tmp_path / "runs"))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    return tmp_path / "runs"
-
-
 def space(folder: Path, *changes: str) -> Space:
-    file = folder / "space.toml"
-    file.write_text(SPACE)
-    return load_space(str(file), list(changes))
+    return space_of(folder, SPACE, *changes)
 
 
-def alone(job: Any, place: Path) -> list[tuple[int, float]]:
-    """The reports of a job trained on its own."""
-    reports: list[dict[str, Any]] = []
-    fit(job, open_dataset("digits"), Group(), open_store(place), reports.append, with_test=False)
-    return [(each["step"], each["valid_nll"]) for each in reports if each["kind"] == "epoch"]
+@pytest.mark.usefixtures("ray_session", "home")
+def test_trials_of_two_shapes_go_in_two_packs_whose_places_are_filled_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("rws_ray.cluster.tuning._tuner", None)  # no process for each trial
+    packed = space(tmp_path, "--search.num_trials", "5", "--search.scheduler", "none", "--optim.epochs", "2")
+    sweep = Sweep(prepare_sweep(packed), lambda ledger, sentence: None)
+    sweep.open()
+    run_trials(sweep, verbose=False)
+    assert sweep.ledger.counts()["finished"] == 5
+    assert {len(packed.job(trial.values).model.layers) for trial in sweep.ledger.trials.values()} == {1, 2}
+    for trial in sweep.ledger.trials.values():
+        assert heard(trial) == alone(packed.job(trial.values), tmp_path / f"alone-{trial.number}")
 
 
+@pytest.mark.usefixtures("ray_session", "home")
+def test_a_pack_that_is_not_batched_says_so_once(tmp_path):
+    told: list[str] = []
+    vimco = space(tmp_path, "--estimator.name", "vimco", "--estimator.wake_mix", "0.5")
+    sweep = Sweep(prepare_sweep(vimco), lambda ledger, sentence: told.append(sentence))
+    packs = Packs(sweep, [], None, 1, 2)
+    for number in range(4):
+        job = vimco.job(vimco.draw(number))
+        packs._tell_apart(shape_of(job), job)
+    assert len(told) == 2  # shapes
+    assert "vimco with these layers is not batched" in told[0]
+
+
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
 def test_a_packed_sweep_stops_refills_and_ends_as_trials_by_themselves_do(home, tmp_path, monkeypatch):
     monkeypatch.setattr("rws_ray.cluster.tuning._tuner", None)  # no process for each trial
@@ -74,9 +76,8 @@ def test_a_packed_sweep_stops_refills_and_ends_as_trials_by_themselves_do(home, 
     assert counts["stopped"] >= 1
     for trial in ledger.trials.values():
         assert trial.values == packed.draw(trial.number)
-        whole = alone(packed.job(trial.values, f"alone-{trial.number}"), tmp_path / f"alone-{trial.number}")
-        heard = [(report["step"], report["valid_nll"]) for report in trial.reports.values()]
-        assert heard == (whole if trial.state == "finished" else whole[: len(heard)])
+        whole = alone(packed.job(trial.values), tmp_path / f"alone-{trial.number}")
+        assert heard(trial) == (whole if trial.state == "finished" else whole[: len(trial.reports)])
     runs = {run.info.run_name: run for run in connect(home).client.search_runs(["1"])}
     status = {"finished": "FINISHED", "stopped": "KILLED"}
     assert {name: run.info.status for name, run in runs.items()} == {"packed": "FINISHED"} | {
@@ -104,8 +105,8 @@ def test_a_pack_whose_process_dies_goes_on_from_its_checkpoints(home, tmp_path):
     run_sweep(prepare_sweep(packed), show)
     assert any("it goes on from its last checkpoint" in sentence for sentence in told)
     for trial in Ledger(home / "packed" / "ledger.jsonl").trials.values():
-        whole = alone(packed.job(trial.values, f"alone-{trial.number}"), tmp_path / f"alone-{trial.number}")
-        assert [(report["step"], report["valid_nll"]) for report in trial.reports.values()] == whole
+        whole = alone(packed.job(trial.values), tmp_path / f"alone-{trial.number}")
+        assert heard(trial) == whole
 
 
 def test_trials_of_several_workers_or_with_a_time_limit_are_not_packed(tmp_path):

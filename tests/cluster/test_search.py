@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 from ray.tune.experiment import Trial
+from sweeps import SMALL, alone, heard, space_of
 
 from rws_ray.cluster.ledger import Ledger
 from rws_ray.cluster.search import run_sweep
@@ -19,27 +20,17 @@ from rws_ray.cluster.tuning import scheduler
 from rws_ray.config import determining, load_job, make_job, unflatten
 from rws_ray.data import open_dataset
 from rws_ray.errors import ConfigError, RunError
-from rws_ray.space import load_space
 from rws_ray.tracking import connect, find_version, version_tags
-from rws_ray.training.checkpoint import open_store
-from rws_ray.training.loop import fit
-from rws_ray.training.reduction import Group
 
-SPACE = """
+SPACE = f"""
 name = "sweep"
 [model]
-layers = { choice = [[6], [6, 4]] }
+layers = {{ choice = [[6], [6, 4]] }}
 [estimator]
-num_samples = { choice = [2, 5] }
+num_samples = {{ choice = [2, 5] }}
 [optim]
-lr = { loguniform = [0.5, 3.0] }
-epochs = 3
-batch_size = 200
-[eval]
-num_samples = 5
-rows = 60
-final_num_samples = 10
-[track]
+lr = {{ loguniform = [0.5, 3.0] }}
+{SMALL}[track]
 register = "swept"
 [search]
 num_trials = 3
@@ -48,19 +39,9 @@ scheduler = "none"
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("RWS_HOME", str(tmp_path / "runs"))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    return tmp_path / "runs"
-
-
-@pytest.fixture
 def sweep(home, tmp_path):
     def run(*changes: str, text: str = SPACE, restart: bool = False):
-        file = tmp_path / "space.toml"
-        file.write_text(text)
-        space = load_space(str(file), list(changes))
+        space = space_of(tmp_path, text, *changes)
         told: list[str] = []
         result = run_sweep(prepare_sweep(space), lambda ledger, sentence: told.append(sentence), restart)
         return space, result, Ledger(home / space.name / "ledger.jsonl"), told
@@ -71,10 +52,8 @@ def sweep(home, tmp_path):
 @pytest.mark.parametrize(("epochs", "every"), [(27, 1), (4, 4), (3, 50), (1, 1)])
 @pytest.mark.parametrize("name", ["asha", "median"])
 def test_no_trial_is_stopped_at_its_last_report_however_rarely_it_reports(name, epochs, every, tmp_path):
-    file = tmp_path / "space.toml"
-    file.write_text(SPACE)
     changes = ["--optim.epochs", str(epochs), "--eval.every", str(every), "--search.scheduler", name]
-    judge = scheduler(load_space(str(file), changes))
+    judge = scheduler(space_of(tmp_path, SPACE, *changes))
     judge.set_search_properties("valid_nll", "min")
     decisions = []
     for number in range(9):
@@ -90,18 +69,6 @@ def test_no_trial_is_stopped_at_its_last_report_however_rarely_it_reports(name, 
         assert ("STOP" in {decision for _, decision in decisions}) == (epochs == 27)
 
 
-def alone(job, tmp_path):
-    """The reports of a job trained on its own, in this process."""
-    reports: list[dict] = []
-    dataset = open_dataset(job.data.name)
-    fit(job, dataset, Group(), open_store(tmp_path / job.name), reports.append, with_test=False)
-    return [(each["step"], each["valid_nll"]) for each in reports if each["kind"] == "epoch"]
-
-
-def heard(trial):
-    return [(report["step"], report["valid_nll"]) for report in trial.reports.values()]
-
-
 @pytest.mark.usefixtures("ray_session")
 def test_a_sweep_from_its_first_trial_to_the_champion(sweep, home, tmp_path):
     changes = ["--search.num_trials", "8", "--search.algorithm", "tpe", "--search.scheduler", "asha"]
@@ -112,7 +79,7 @@ def test_a_sweep_from_its_first_trial_to_the_champion(sweep, home, tmp_path):
     assert counts["stopped"] >= 1
     assert [trial.values for trial in ledger.trials.values()][:6] == [space.draw(number) for number in range(6)]
     for trial in ledger.trials.values():
-        reports = alone(space.job(trial.values, f"alone-{trial.number}"), tmp_path)
+        reports = alone(space.job(trial.values), tmp_path / f"alone-{trial.number}")
         assert heard(trial) == (reports if trial.state == "finished" else reports[: len(trial.reports)])
 
     # The winner: best of the finalists on all validation rows with many samples, tested once.
@@ -183,7 +150,7 @@ def test_a_trial_of_several_workers_is_a_ray_train_run_with_the_bits_of_one(swee
     assert trial.state == "finished"
     job = space.job(trial.values, "alone")
     assert heard(trial) == alone(
-        job.model_copy(update={"scale": job.scale.model_copy(update={"num_workers": 1})}), tmp_path
+        job.model_copy(update={"scale": job.scale.model_copy(update={"num_workers": 1})}), tmp_path / "alone"
     )
 
 
