@@ -292,16 +292,14 @@ class Fitter:
             self.best.copy_(self.updater.average)
         else:
             progress.stale += 1
-        digest = self.updater.agreed_digest(progress.step)
-        sums = self.updater.gather_sums(progress.step - progress.reported_step)
-        progress.reported_step = progress.step
+        sums, progress.reported_step = self.updater.gather_sums(progress.step - progress.reported_step), progress.step
         num_samples = training_num_samples(job, (progress.step - 1) // steps)
         record = {
             "kind": "epoch",
             "epoch": progress.step / steps,
             "step": progress.step,
             "epochs": job.optim.epochs,
-            "digest": digest,
+            "digest": self.updater.agreed_digest(progress.step),
             "train_num_samples": num_samples,
             "valid_nll": nll,
             "valid_nll_stderr": standard_error(estimate.log_prob),
@@ -310,9 +308,8 @@ class Fitter:
             "examples_per_second": self.examples_per_second(),
             "seconds": progress.seconds,
             "eval_seconds": seconds + time.perf_counter() - before,
-        } | sums
-        if self.checkpoint_seconds is not None:
-            record["checkpoint_seconds"] = self.checkpoint_seconds
+        }
+        record |= sums | ({} if self.checkpoint_seconds is None else {"checkpoint_seconds": self.checkpoint_seconds})
         self.reported = [*self.reported, record][-KEPT_REPORTS:]
         self.report(record)
 
