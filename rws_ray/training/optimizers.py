@@ -180,11 +180,17 @@ def leading_eigenvectors(moment_II: Tensor, basis_IR: Tensor, is_first: bool) ->
     """
     rank = basis_IR.shape[1]
     if is_first or rank == len(moment_II):
-        values, vectors = torch.linalg.eigh(moment_II)
+        values, vectors = _eigenvectors(moment_II)
         return values[-rank:].clamp(min=0), vectors[:, -rank:]
     ahead_IR = torch.linalg.qr(moment_II @ basis_IR).Q
-    values, turn_RR = torch.linalg.eigh(ahead_IR.T @ moment_II @ ahead_IR)
+    values, turn_RR = _eigenvectors(ahead_IR.T @ moment_II @ ahead_IR)
     return values.clamp(min=0), ahead_IR @ turn_RR
+
+
+def _eigenvectors(moment_II: Tensor) -> tuple[Tensor, Tensor]:
+    # In float64: in float32 LAPACK gives NaN, or up, on moments of few rows with inputs that are never on.
+    values, vectors = torch.linalg.eigh(moment_II.double())
+    return values.to(moment_II.dtype), vectors.to(moment_II.dtype)
 
 
 Optimizer = Adam | Momentum | Natural

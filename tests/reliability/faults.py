@@ -120,7 +120,7 @@ def install(rank: int = 0) -> None:
     around(Store, "write", storing)
     around(loop, "write_checkpoint", lambda *_: None, "between steps")
     around(loop, "estimate_split", lambda *_: None, "between steps")
-    around(estimation, "estimate_likelihood", lambda *_: probe.note("evaluation"))
+    around(estimation, "estimate_likelihoods", lambda *_: probe.note("evaluation"))
     around(loop.Fitter, "resume", lambda *_: probe.note("resume"), "between steps")
 
 

@@ -136,6 +136,17 @@ def test_leading_eigenvectors_follow_a_moment_matrix_that_changes_little():
     torch.testing.assert_close(vectors.T @ vectors, torch.eye(8), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_eigenvectors_of_few_rows_with_pixels_that_are_never_on_are_finite(seed):
+    place_I = torch.arange(28.0)
+    rate_II = torch.exp(-((place_I[:, None] - 14) ** 2 + (place_I - 14) ** 2) / 20)
+    rate_I = torch.where(rate_II < 0.02, 0, rate_II).flatten()  # a margin that is never on, as in MNIST
+    y_RI = (torch.rand(100, 784, generator=torch.Generator().manual_seed(seed)) < rate_I).float()
+    moment_II = y_RI.T @ y_RI / 100
+    values_R, vectors_IR = leading_eigenvectors(moment_II, torch.zeros(784, 64), is_first=True)
+    torch.testing.assert_close(moment_II @ vectors_IR, vectors_IR * values_R, atol=1e-4, rtol=0)
+
+
 def test_natural_shrinks_by_the_mean_what_its_leading_eigenvectors_leave(monkeypatch):
     monkeypatch.setattr(optimizers, "RANK", 3)
     flat, damping = layout(), 0.3
