@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
+import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import Tensor
 
 _24_BITS = 0xFFFFFF
@@ -166,6 +167,26 @@ class _JoinedStream(Stream):
     def _join(self, drawn: list[Tensor]) -> Tensor:
         assert self.places is not None
         return torch.cat([drawn[place] for place in self.places])
+
+
+class PaddedStream(Stream):
+    """Numbers for a pack of machines whose layers are padded to one width: each has those that it has alone.
+
+    Args:
+        streams: one for each machine.
+        widths: of the layers in the order in which they are drawn, each machine's own.
+    """
+
+    def __init__(self, streams: Sequence[Stream], widths: Iterable[Sequence[int]]):
+        super().__init__([])
+        self.streams, self.widths = streams, iter(widths)
+
+    def raw(self, shape: tuple[int, int, int]) -> Tensor:
+        """As Stream.raw; of units that pad a layer all bits are 1, so that no chance turns one on."""
+        rows, (_, num_samples, width) = shape[0] // len(self.streams), shape
+        shares = zip(self.streams, next(self.widths), strict=True)
+        drawn = [F.pad(each.raw((rows, num_samples, own)), (0, width - own), value=-1) for each, own in shares]
+        return torch.cat(drawn)
 
 
 def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

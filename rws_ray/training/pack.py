@@ -1,16 +1,16 @@
-"""A pack: runs of one shape in one process, as many trials of a search are.
+"""A pack: runs of one shape, or nearly, in one process, as many trials of a search are.
 
 Each is a run of its own, with its job, its checkpoints and its reports, and comes to the bits that it has alone. They
-share the process, the data and, where the mathematics can be batched (training.stack), their updates. Runs leave when
-they end or are dropped, and others take their places. A run that joins at another place of the epoch waits until the
-others come by: the largest group in one phase goes on.
+share the process, the data and, where the mathematics can be batched (training.stack; training.padded where widths
+differ), their updates. Runs leave when they end or are dropped, and others take their places. A run that joins at
+another place of the epoch waits until the others come by: the largest group in one phase goes on.
 """
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,12 @@ from rws_ray.errors import RwsError
 from rws_ray.training.checkpoint import open_store
 from rws_ray.training.estimation import estimate_splits
 from rws_ray.training.loop import ESTIMATE_SEED, REPORT, UPDATE, Fitter
+from rws_ray.training.padded import PaddedStack, padded_together
 from rws_ray.training.reduction import Group
 from rws_ray.training.stack import Stack, can_stack, phase
+from rws_ray.training.update import Updater
 
+FEWEST = 3  # runs whose updates are faster as one than in turn (benchmarks.packed --steps)
 Event = tuple[int, dict[str, Any]]
 
 
@@ -50,14 +53,14 @@ class Pack:
         self.dataset, self.group = dataset, group
         self.members: dict[int, Member] = {}
         self.events: list[Event] = []
-        self.stack: Stack | None = None
+        self.stacks: list[Stack] = []  # of the latest update
 
     def add(self, number: int, job: Job, place: str, initial: Path | None = None) -> None:
         """Let a run join: from its newest checkpoint, if there is one.
 
         Args:
             number: names the run in events.
-            job: of the shape that the others have.
+            job: of the family that the others are of (training.stack).
             place: of its checkpoints.
             initial: folder of the model to start from.
         """
@@ -126,26 +129,39 @@ class Pack:
         for number, member in self.members.items():
             groups[phase(member.fitter.updater, member.fitter.progress.step)].append(number)
         numbers = max(groups.values(), key=len)
-        fitters, started = [self.members[number].fitter for number in numbers], time.perf_counter()
-        if self._stacked(fitters):
-            for fitter in fitters:
-                fitter.stepped()
-        else:
-            self._take_steps(numbers)
-        share = (time.perf_counter() - started) / len(numbers)
-        for member in (self.members[number] for number in numbers if number in self.members):
-            member.seconds += share
-            member.due = REPORT
+        before, self.stacks = self.stacks, []
+        for part in self._parts(numbers):
+            fitters, started = [self.members[number].fitter for number in part], time.perf_counter()
+            stack = self._stack([fitter.updater for fitter in fitters], before)
+            with factors(fitters[0].job.scale.precision):
+                is_done = stack is not None and stack.step([fitter.progress.step for fitter in fitters])
+            if is_done:
+                for fitter in fitters:
+                    fitter.stepped()
+            else:  # or one is not finite: then nothing was changed
+                self._take_steps(part)
+            share = (time.perf_counter() - started) / len(part)
+            for member in (self.members[number] for number in part if number in self.members):
+                member.seconds += share
+                member.due = REPORT
 
-    def _stacked(self, fitters: list[Fitter]) -> bool:
-        """Take all their updates as one; False where that cannot be, or one is not finite: then nothing was changed."""
-        updaters = [fitter.updater for fitter in fitters]
-        if len(updaters) < 2 or not can_stack(updaters[0].job):
-            return False
-        if self.stack is None or self.stack.updaters != updaters:
-            self.stack = Stack(updaters)
-        with factors(fitters[0].job.scale.precision):
-            return self.stack.step([fitter.progress.step for fitter in fitters])
+    def _parts(self, numbers: list[int]) -> list[list[int]]:
+        """Runs whose updates can be one computation each, those of other widths padded."""
+        parts: dict[Hashable, list[int]] = defaultdict(list)
+        for number in numbers:
+            parts[padded_together(self.members[number].fitter.updater)].append(number)
+        return list(parts.values())
+
+    def _stack(self, updaters: list[Updater], before: list[Stack]) -> Stack | None:
+        """What takes their updates as one; None where they go in turn."""
+        if len(updaters) < FEWEST or not can_stack(updaters[0].job):
+            return None
+        stack = next((each for each in before if each.updaters == updaters), None)
+        if stack is None:
+            is_even = all(each.job.model.layers == updaters[0].job.model.layers for each in updaters)
+            stack = Stack(updaters) if is_even else PaddedStack(updaters)
+        self.stacks.append(stack)
+        return stack
 
     def _take_steps(self, numbers: list[int]) -> None:
         for number in numbers:

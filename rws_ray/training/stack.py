@@ -8,6 +8,7 @@ Suffixes: P runs, B rows of a micro-shard of one run, D visible units.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 
@@ -16,12 +17,15 @@ from torch import Tensor
 
 from rws_ray.config import Job, determining
 from rws_ray.core.estimators import Estimator
+from rws_ray.core.machine import HelmholtzMachine
 from rws_ray.core.pack import can_pack, packed_machine
 from rws_ray.core.streams import Stream, joined, keyed
+from rws_ray.training.flat import FlatLayout
 from rws_ray.training.optimizers import Natural, Rates, single
 from rws_ray.training.reduction import Group, TreeSum
 from rws_ray.training.update import Updater, make_optimizer, training_num_samples
 
+Seed = tuple[int, int]  # of a run, and its step
 ALIGNED = 16  # floats: rows start as vectors of their own would, so that products take the same paths
 # What the runs of a stack may differ in; in all else that determines a result they are alike.
 OWN_KEYS = (
@@ -39,7 +43,29 @@ OWN_KEYS = (
 
 def shape_of(job: Job) -> str:
     """What jobs of one shape have in common, as text."""
-    return json.dumps({key: value for key, value in determining(job).items() if key not in OWN_KEYS}, sort_keys=True)
+    return _common(job, OWN_KEYS)
+
+
+def family_of(job: Job) -> str:
+    """What jobs have in common that can go in one pack: their shape; widths too may differ where runs can be stacked.
+
+    How far they may is told by `padding`.
+    """
+    return f"{len(job.model.layers)}: {_common(job, (*OWN_KEYS, 'model.layers'))}" if can_stack(job) else shape_of(job)
+
+
+def _common(job: Job, own: Sequence[str]) -> str:
+    return json.dumps({key: value for key, value in determining(job).items() if key not in own}, sort_keys=True)
+
+
+def padding(dim: int, layers: Sequence[Sequence[int]]) -> float:
+    """The share of products that is added where machines of these layers are padded to the widest of each."""
+    widest = [max(widths) for widths in zip(*layers, strict=True)]
+    return len(layers) * _num_weights(dim, widest) / sum(_num_weights(dim, each) for each in layers) - 1
+
+
+def _num_weights(dim: int, layers: Sequence[int]) -> int:
+    return sum(below * above for below, above in itertools.pairwise([dim, *layers]))
 
 
 def can_stack(job: Job) -> bool:
@@ -56,17 +82,23 @@ class Stack:
     """Runs whose updates are one computation."""
 
     def __init__(self, updaters: Sequence[Updater]):
-        self.updaters, first = list(updaters), updaters[0]
-        self.job, self.layout, self.examples, self.device = first.job, first.layout, first.examples, first.group.device
+        first = updaters[0]
         trained = [updater.trained() for updater in updaters]
         rows = {name: _rows([each[name] for each in trained]) for name in trained[0]}
         for place, updater in enumerate(updaters):
             updater.keep_in({name: values[place] for name, values in rows.items()})
         self.theta, self.sums, self.norms = rows["theta"], rows["sums"], rows["norms"]
         self.average = rows.get("average")
-        self.optimizer = make_optimizer(self.job, self.layout, first.theta)
+        self.optimizer = make_optimizer(first.job, first.layout, first.theta)
         self.optimizer.state = {name: rows[f"optimizer.{name}"] for name in self.optimizer.state}
-        self.machine = packed_machine(first.machine.config(), self.layout.views(self.theta))
+        machine = packed_machine(first.machine.config(), first.layout.views(self.theta))
+        self._prepare(updaters, first.layout, machine)
+
+    def _prepare(self, updaters: Sequence[Updater], layout: FlatLayout, machine: HelmholtzMachine) -> None:
+        """What gradients are made with: the pack of all runs' machines, whose rows are laid out so."""
+        self.updaters, self.layout, self.machine = list(updaters), layout, machine
+        first = updaters[0]
+        self.job, self.examples, self.device = first.job, first.examples, first.group.device
         shards, length = self.job.scale.micro_shards, _aligned(self.layout.length)
         self.reduce = TreeSum(Group(device=self.device), shards, len(self.updaters) * length)
         self.mix = torch.tensor([each.job.estimator.wake_mix for each in updaters], dtype=torch.float64)
@@ -77,18 +109,8 @@ class Stack:
         Returns:
             False where the loss or gradient of some run is not finite: then nothing was changed.
         """
-        seeds = [(each.job.seed, step) for each, step in zip(self.updaters, steps, strict=True)]
-        distinct = list(dict.fromkeys(seeds))
-        places = [distinct.index(seed) for seed in seeds]
-        batches = [self.updaters[places.index(number)].epochs.batch(step) for number, (_, step) in enumerate(distinct)]
-        shards = list(zip(*(rows.tensor_split(self.job.scale.micro_shards) for rows in batches), strict=True))
-        wanting = [self.optimizer.wants_moments(step) for step in steps]
-        width = _aligned(self.layout.length if any(wanting) else self.layout.num_summed)
-        before, size = self.sums.clone(), len(self.updaters) * width
-        total = self.reduce(
-            lambda shard, vector: self._add_shard(distinct, places, shard, shards[shard], vector.view(-1, width)), size
-        )
-        total = total.view(-1, width).div_(len(batches[0]))
+        before, wanting = self.sums.clone(), [self.optimizer.wants_moments(step) for step in steps]
+        total = self.sum_gradients(steps, any(wanting))
         gradient = total[:, : self.layout.num_parameters]
         norms = (
             torch.stack([part.norm() for row in gradient for part in self.layout.networks(row)]).double().view(-1, 2)
@@ -107,8 +129,30 @@ class Stack:
         self._move(gradient, steps)
         return True
 
+    def sum_gradients(self, steps: Sequence[int], with_moments: bool) -> Tensor:
+        """Updater.sum_gradients of each run, (P, …); rows end with some zeros."""
+        seeds = [(each.job.seed, step) for each, step in zip(self.updaters, steps, strict=True)]
+        distinct = self._drawn(seeds)
+        places = [distinct.index(seed) for seed in seeds] if len(distinct) < len(seeds) else list(range(len(seeds)))
+        batches = [self.updaters[places.index(number)].epochs.batch(step) for number, (_, step) in enumerate(distinct)]
+        shards = list(zip(*(rows.tensor_split(self.job.scale.micro_shards) for rows in batches), strict=True))
+        width = _aligned(self.layout.length if with_moments else self.layout.num_summed)
+        total = self.reduce(
+            lambda shard, vector: self._add_shard(distinct, places, shard, shards[shard], vector.view(-1, width)),
+            len(self.updaters) * width,
+        )
+        return total.view(-1, width).div_(len(batches[0]))
+
+    def _drawn(self, seeds: list[Seed]) -> list[Seed]:
+        """Those whose random numbers are drawn: runs of one seed, at one step, have the same."""
+        return list(dict.fromkeys(seeds))
+
+    def _streams(self, wake: list[Stream], sleep: list[Stream], places: list[int]) -> tuple[Stream, Stream]:
+        """The random numbers of all runs as one stream for each phase."""
+        return joined(wake, places), joined(sleep, places)
+
     def _add_shard(
-        self, seeds: list[tuple[int, int]], places: list[int], shard: int, rows: Sequence[Tensor], vector: Tensor
+        self, seeds: list[Seed], places: list[int], shard: int, rows: Sequence[Tensor], vector: Tensor
     ) -> None:
         """Add each run's gradient (and input moments) of its micro-shard to its row of `vector`, and its sums.
 
@@ -140,8 +184,7 @@ class Stack:
                 self.machine,
                 self._take(rows, pixels[0] if pixels else [], places),
                 estimator,
-                joined(wake, places),
-                joined(sleep, places),
+                *self._streams(wake, sleep, places),
                 layout.input_moments(vector) if vector.shape[1] >= layout.length else None,
             )
         )

@@ -52,6 +52,21 @@ def test_trials_of_two_shapes_go_in_two_packs_whose_places_are_filled_again(tmp_
 
 
 @pytest.mark.usefixtures("ray_session", "home")
+def test_trials_of_nearly_one_shape_share_a_pack_where_padding_adds_little(tmp_path, monkeypatch):
+    near = space(tmp_path)
+    packs = Packs(Sweep(prepare_sweep(near), lambda ledger, sentence: None), [], None, 3, 4)
+    monkeypatch.setattr(packs, "_actor", lambda job: None)
+    widths = [[60, 8], [62, 8], [60, 8], [20, 8], [60], [62, 9], [61, 8]]
+    jobs = [near.job(near.draw(0)) for _ in widths]
+    configs = [
+        {"number": number, "job": job.resolved() | {"model": job.resolved()["model"] | {"layers": layers}}}
+        for number, (job, layers) in enumerate(zip(jobs, widths, strict=True))
+    ]
+    assert [packs._place(config) for config in configs] == [True] * 6 + [False]  # a pack holds four; three packs
+    assert [sorted(pack.configs) for pack in packs.packs] == [[0, 1, 2, 5], [3], [4]]
+
+
+@pytest.mark.usefixtures("ray_session", "home")
 def test_a_pack_that_is_not_batched_says_so_once(tmp_path):
     told: list[str] = []
     vimco = space(tmp_path, "--estimator.name", "vimco", "--estimator.wake_mix", "0.5")

@@ -52,9 +52,19 @@ def drive(pack: Pack, told: Told, times: int = 1000) -> None:
             return
 
 
-@pytest.mark.parametrize("shape", [{}, {"estimator__name": "vimco", "optim__lr_q": 0.1}], ids=["stacked", "in turn"])
+@pytest.mark.parametrize(
+    "shape",
+    [{}, {"estimator__name": "vimco", "optim__lr_q": 0.1}, {"model__layers": [[6, 4], [9, 4], [6, 3], [30, 8]]}],
+    ids=["stacked", "in turn", "padded"],
+)
 def test_each_run_of_a_pack_ends_as_it_does_alone(shape, tmp_path):
-    jobs = [tiny_job(**({} if shape and "estimator__wake_mix" in own else shape | own)) for own in OWN]
+    widths = shape.get("model__layers")
+    jobs = [
+        tiny_job(**shape | own | ({"model__layers": widths[number]} if widths else {}))
+        if "estimator__name" not in shape or "estimator__wake_mix" not in own
+        else tiny_job()
+        for number, own in enumerate(OWN)
+    ]
     pack, told = Pack(tiny_dataset(), Group()), Told()
     for number, job in enumerate(jobs[:3]):
         pack.add(number, job, str(tmp_path / f"pack-{number}"))

@@ -12,6 +12,7 @@ import numpy as np
 from numba import float32
 
 from rws_ray.core.kernels.jit import compiled, inlined, summing
+from rws_ray.core.kernels.plain import DEAD
 
 _f = np.float32
 _LOG2E, _LN2_HIGH, _LN2_LOW = _f(math.log2(math.e)), _f(0.693359375), _f(math.log(2) - 0.693359375)
@@ -19,6 +20,7 @@ _LOG2E, _LN2_HIGH, _LN2_LOW = _f(math.log2(math.e)), _f(0.693359375), _f(math.lo
 _E2, _E3, _E4, _E5, _E6 = _f(0.5), _f(0.16666415), _f(0.041666218), _f(0.0083751289), _f(0.0013948581)
 _L1, _L2, _L3, _L4 = _f(0.33333158), _f(0.20012427), _f(0.13980709), _f(0.14087329)
 _24_BITS, _UNIFORM = np.int32(0xFFFFFF), _f(2.0**-24)
+_DEAD = _f(DEAD)
 
 
 @inlined
@@ -78,6 +80,15 @@ def _sum_of_losses(unit_O, on_O, off_O):  # type: ignore[no-untyped-def]
     return total
 
 
+@inlined
+def _alive(logit_O):  # type: ignore[no-untyped-def]
+    """How many units there are but for dead ones at the end: how a sum is made depends on its length."""
+    alive = len(logit_O)
+    while alive > 0 and logit_O[alive - 1] == _DEAD:
+        alive -= 1
+    return alive
+
+
 @compiled("void(float32[:, ::1], int32[:, ::1], float32[:, ::1], float32[::1], float32[:, ::1])")
 def draw(logit_LO, raw_NO, unit_NO, log_prob_N, scratch_3O):  # type: ignore[no-untyped-def]
     """Units h = [u < σ(a)], u the low 24 bits of `raw` over 2²⁴, and their log-probabilities."""
@@ -87,10 +98,11 @@ def draw(logit_LO, raw_NO, unit_NO, log_prob_N, scratch_3O):  # type: ignore[no-
     for row in range(L):
         _fill_mean(logit_LO[row], mean_O)
         _fill_loss(logit_LO[row], on_O, off_O)
+        alive = _alive(logit_LO[row])
         for n in range(row * share, (row + 1) * share):
             for o in range(O):
                 unit_NO[n, o] = _f(1) if _f(raw_NO[n, o] & _24_BITS) * _UNIFORM < mean_O[o] else _f(0)
-            log_prob_N[n] = -_sum_of_losses(unit_NO[n], on_O, off_O)
+            log_prob_N[n] = -_sum_of_losses(unit_NO[n, :alive], on_O[:alive], off_O[:alive])
 
 
 @compiled("void(float32[:, ::1], float32[:, ::1], float32[::1], float32[:, ::1])")
@@ -102,8 +114,9 @@ def score(unit_MO, logit_LO, log_prob_N, scratch_3O):  # type: ignore[no-untyped
     on_O, off_O = scratch_3O[0], scratch_3O[1]
     for row in range(L):
         _fill_loss(logit_LO[row], on_O, off_O)
+        alive = _alive(logit_LO[row])
         for n in range(row * share, (row + 1) * share):
-            log_prob_N[n] = -_sum_of_losses(unit_MO[n // unit_share], on_O, off_O)
+            log_prob_N[n] = -_sum_of_losses(unit_MO[n // unit_share, :alive], on_O[:alive], off_O[:alive])
 
 
 @compiled("void(float32[:, ::1], float32[:, ::1], float32[::1], float32[:, ::1], float32[:, :], float32[:, ::1])")

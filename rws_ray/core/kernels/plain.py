@@ -13,6 +13,8 @@ from rws_ray.core.philox import philox_rows
 from rws_ray.core.products import add_product
 from rws_ray.core.streams import CounterStream, Stream
 
+DEAD = -1e30  # the logit of a unit that only pads its layer: it is never on, and adds 0 to every sum
+
 
 def linear(y_BKI: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """As kernels.linear."""
