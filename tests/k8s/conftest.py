@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import pytest
 import yaml
 from heads import BIN
-from manifests import ROOT
-from servers import Stack, tracking_stack
+from manifests import ROOT, render
+from servers import Stack, container_of, tracking_stack
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +30,15 @@ def stack(secrets: dict[str, dict[str, str]]) -> Iterator[Stack]:
     """The running tracking server."""
     with tracking_stack(secrets) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def account(stack: Stack) -> tuple[str, str]:
+    """The jobs' account, made by the Job's own command; the command can be repeated."""
+    job = container_of(render("dev"), "Job", "mlflow-users")
+    for told in ("made rws", "was there"):
+        done = stack.run(job)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert told in done.stdout
+    client = stack.secrets["mlflow-client"]
+    return client["MLFLOW_TRACKING_USERNAME"], client["MLFLOW_TRACKING_PASSWORD"]

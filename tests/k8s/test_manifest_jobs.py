@@ -52,11 +52,9 @@ def submit(head: Head, job: Object, more: list[str], folder: Path) -> subprocess
 
 
 @pytest.fixture(scope="module")
-def done(stack, tmp_path_factory):
+def done(stack, account, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cluster")
     objects = render("dev-jobs")
-    made = stack.run(container_of(render("dev"), "Job", "mlflow-users"))
-    assert made.returncode == 0, made.stderr
     output = {}
     settings = head_settings(stack, folder)
     with ray_head(folder, settings, num_cpus=4) as head:

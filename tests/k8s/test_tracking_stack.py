@@ -9,8 +9,8 @@ from contextlib import closing
 from urllib.parse import urlsplit
 
 import pytest
-from manifests import environment, platform, render
-from servers import Stack, container_of
+from manifests import environment, platform
+from servers import Stack
 
 pytestmark = pytest.mark.long
 SEARCH = "/api/2.0/mlflow/registered-models/search"
@@ -28,18 +28,6 @@ def ask(stack: Stack, path: str, user: str = "", password: str = "", host: str =
         connection.request(method, path, sent, headers)
         answer = connection.getresponse()
         return answer.status, answer.read().decode()
-
-
-@pytest.fixture(scope="module")
-def account(stack) -> tuple[str, str]:
-    """The jobs' account, made by the Job's own command; the command can be repeated."""
-    job = container_of(render("dev"), "Job", "mlflow-users")
-    for told in ("made rws", "was there"):
-        done = stack.run(job)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert told in done.stdout
-    client = stack.secrets["mlflow-client"]
-    return client["MLFLOW_TRACKING_USERNAME"], client["MLFLOW_TRACKING_PASSWORD"]
 
 
 def test_only_who_has_an_account_gets_in(stack, account):
