@@ -37,7 +37,11 @@ def _alone(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("file", JOBS)
 def test_every_job_of_the_paper_is_sound(file, shared_data, capsys):
-    dispatch(["train", file, "--dry-run", "--data.path", str(shared_data)])
+    # Some start from a run that must be there first; the committed weights stand for it.
+    start = (
+        ["--model.warm_start", str(ROOT / "results" / "headline")] if load_job(file, []).job.model.warm_start else []
+    )
+    dispatch(["train", file, "--dry-run", "--data.path", str(shared_data), *start])
     assert "The job is sound" in capsys.readouterr().out
 
 
@@ -140,12 +144,12 @@ def test_a_row_takes_the_run_of_its_own_model_with_the_lowest_validation_nll():
     assert paper.matching(planned, runs).name == "long"
 
 
-def test_the_committed_weights_are_those_of_the_headlines_job():
+def test_the_committed_weights_are_those_of_the_headlines_last_job():
     folder = ROOT / "results" / "headline"
-    job, stored = load_job("jobs/paper/headline.toml", []).job, json.loads((folder / "job.json").read_text())
+    job, stored = load_job("jobs/paper/headline_tuned.toml", []).job, json.loads((folder / "job.json").read_text())
     asked, known = determining(job), flatten(stored)
     assert {key: known[key] for key in asked if key in known} == {key: asked[key] for key in asked if key in known}
-    assert {"model.layers", "estimator.raise_num_samples", "optim.lr"} <= known.keys()
+    assert {"model.layers", "estimator.num_samples", "optim.lr"} <= known.keys()
     machine = rws_ray.load_model(str(folder))
     assert (machine.dim, machine.layers) == (784, job.model.layers)
 

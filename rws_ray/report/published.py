@@ -41,14 +41,15 @@ EXPERIMENTS = (
         (
             "tune_spaces/paper/depth.toml",
             "jobs/paper/headline.toml",
-            "jobs/paper/headline_continued.toml",
+            "jobs/paper/headline_long.toml",
+            "jobs/paper/headline_tuned.toml",
             "jobs/paper/headline_dynamic.toml",
         ),
     ),
     Experiment(
         "test_samples",
         "The number of test samples",
-        ("jobs/paper/test_samples.toml", "jobs/paper/headline.toml"),
+        ("jobs/paper/test_samples.toml", "jobs/paper/headline_tuned.toml"),
         "test samples",
     ),
     Experiment(
@@ -81,7 +82,8 @@ PUBLISHED = {
     ("q_updates", "wake_mix 0.5"): Published(91.9, None, Q),
     ("q_updates", "wake_mix 1"): Published(92.8, None, Q),
     ("headline", HEADLINE): Published(85.48, 100_000, BEST),
-    ("headline_continued", f"{HEADLINE}, from results/headline"): Published(85.48, 100_000, BEST),
+    ("headline_long", f"{HEADLINE}, from paper-headline"): Published(85.48, 100_000, BEST),
+    ("headline_tuned", f"{HEADLINE}, from paper-headline-long"): Published(85.48, 100_000, BEST),
     ("layer_kinds", "p sbn, q sbn"): Published(103.1, 100_000, MNIST),
     ("layer_kinds", "p sbn, q nade"): Published(95.0, 500, MNIST),
     ("layer_kinds", "p ar-sbn, q nade"): Published(89.2, 500, MNIST),
