@@ -186,7 +186,7 @@ class SearchConfig(Section):
     scheduler: Literal["asha", "median", "none"] = Field("asha", description="what stops trials early")
     max_concurrent: int = Field(0, ge=0, description="trials at a time; 0: as many as the cluster holds")
     pack: Annotated[int, Field(ge=1)] | Literal["auto", "off"] = Field(
-        "off", description="trials of one shape that one process trains side by side; off: each has a process"
+        "off", description="trials of one shape, or nearly, that share a process; off: each has its own"
     )
     test: Literal["winner", "all"] = Field(
         "winner", description="test the winner alone, or every finished trial, to compare what cannot be tuned away"

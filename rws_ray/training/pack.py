@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ from rws_ray.training.reduction import Group
 from rws_ray.training.stack import Stack, can_stack, phase
 from rws_ray.training.update import Updater
 
-FEWEST = 3  # runs whose updates are faster as one than in turn (benchmarks.packed --steps)
+# Runs whose updates are faster as one than in turn, by benchmarks.packed --steps: of one shape, and padded.
+FEWEST, FEWEST_PADDED = 3, 8
 Event = tuple[int, dict[str, Any]]
 
 
@@ -125,18 +126,17 @@ class Pack:
 
     def _update(self) -> None:
         """One update of the runs in the most common phase."""
-        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for number, member in self.members.items():
-            groups[phase(member.fitter.updater, member.fitter.progress.step)].append(number)
-        numbers = max(groups.values(), key=len)
+        fitters = {number: member.fitter for number, member in self.members.items()}
+        phases = _grouped(list(fitters), lambda number: phase(fitters[number].updater, fitters[number].progress.step))
+        numbers = max(phases, key=len)
         before, self.stacks = self.stacks, []
         for part in self._parts(numbers):
-            fitters, started = [self.members[number].fitter for number in part], time.perf_counter()
-            stack = self._stack([fitter.updater for fitter in fitters], before)
-            with factors(fitters[0].job.scale.precision):
-                is_done = stack is not None and stack.step([fitter.progress.step for fitter in fitters])
+            own, started = [fitters[number] for number in part], time.perf_counter()
+            stack = self._stack([fitter.updater for fitter in own], before)
+            with factors(own[0].job.scale.precision):
+                is_done = stack is not None and stack.step([fitter.progress.step for fitter in own])
             if is_done:
-                for fitter in fitters:
+                for fitter in own:
                     fitter.stepped()
             else:  # or one is not finite: then nothing was changed
                 self._take_steps(part)
@@ -146,11 +146,13 @@ class Pack:
                 member.due = REPORT
 
     def _parts(self, numbers: list[int]) -> list[list[int]]:
-        """Runs whose updates can be one computation each, those of other widths padded."""
-        parts: dict[Hashable, list[int]] = defaultdict(list)
-        for number in numbers:
-            parts[padded_together(self.members[number].fitter.updater)].append(number)
-        return list(parts.values())
+        """Runs whose updates can be one computation each; where they are many, those of other widths are padded."""
+        updaters = {number: self.members[number].fitter.updater for number in numbers}
+        found = []
+        for part in _grouped(numbers, lambda number: padded_together(updaters[number])):
+            shapes = _grouped(part, lambda number: tuple(updaters[number].job.model.layers))
+            found += shapes if len(part) < FEWEST_PADDED else [part]
+        return found
 
     def _stack(self, updaters: list[Updater], before: list[Stack]) -> Stack | None:
         """What takes their updates as one; None where they go in turn."""
@@ -169,3 +171,10 @@ class Pack:
                 self.members[number].fitter.take_step()
             except RwsError as error:
                 self._leave(number, {"kind": "failed", "message": str(error)})
+
+
+def _grouped(numbers: list[int], key: Callable[[int], Hashable]) -> list[list[int]]:
+    groups: dict[Hashable, list[int]] = defaultdict(list)
+    for number in numbers:
+        groups[key(number)].append(number)
+    return list(groups.values())

@@ -81,6 +81,21 @@ def test_a_pack_that_is_not_batched_says_so_once(tmp_path):
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("ray_session", "home")
+def test_padded_trials_report_what_they_report_alone(tmp_path):
+    text = SPACE.replace("[[6], [6, 4]]", "[[17], [20], [23]]")
+    changes = ("--search.num_trials", "16", "--search.pack", "8", "--search.scheduler", "none")
+    padded = space_of(tmp_path, text, *changes)
+    sweep = Sweep(prepare_sweep(padded), lambda ledger, sentence: None)
+    sweep.open()
+    run_trials(sweep, verbose=False)
+    trials = sweep.ledger.trials.values()
+    assert len({tuple(padded.job(trial.values).model.layers) for trial in trials}) == 3
+    for trial in trials:
+        assert heard(trial) == alone(padded.job(trial.values), tmp_path / f"alone-{trial.number}")
+
+
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
 def test_a_packed_sweep_stops_refills_and_ends_as_trials_by_themselves_do(home, tmp_path, monkeypatch):
     monkeypatch.setattr("rws_ray.cluster.tuning._tuner", None)  # no process for each trial

@@ -57,7 +57,8 @@ def drive(pack: Pack, told: Told, times: int = 1000) -> None:
     [{}, {"estimator__name": "vimco", "optim__lr_q": 0.1}, {"model__layers": [[6, 4], [9, 4], [6, 3], [30, 8]]}],
     ids=["stacked", "in turn", "padded"],
 )
-def test_each_run_of_a_pack_ends_as_it_does_alone(shape, tmp_path):
+def test_each_run_of_a_pack_ends_as_it_does_alone(shape, tmp_path, monkeypatch):
+    monkeypatch.setattr("rws_ray.training.pack.FEWEST_PADDED", 3)
     widths = shape.get("model__layers")
     jobs = [
         tiny_job(**shape | own | ({"model__layers": widths[number]} if widths else {}))
