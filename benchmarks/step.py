@@ -3,18 +3,22 @@
     python -m benchmarks.step --batch 100 --num-samples 5 --json
     python -m benchmarks.step --grid --threads 2
     python -m benchmarks.step --device cuda --batch 4096 --num-samples 50
+    python -m benchmarks.step --profile
 
 Examples a second at 784-400-300-200-100-10 on rows of random bits (an update's time does not depend on them), in
 float32; on a GPU with bfloat16 products of gradients. Rivals take turns, with the same threads, on the same device.
 The limits are the step's products alone at the fastest rate of matrix products that the same run measures in float32
 and in bfloat16; products of bits need fewer additions than such products have, so that a step may pass the first.
+`--profile` tells instead where our update's time goes on a CPU: compiled calls are their callers'.
 """
 
 from __future__ import annotations
 
 import argparse
+import cProfile
 import itertools
 import json
+import pstats
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -120,6 +124,43 @@ def measure(
     ]
 
 
+def profile(batch: int, num_samples: int, optimizer: str, kind: str, calls: int = 100) -> list[dict[str, Any]]:
+    """The functions that take most of our update's time by themselves; the profiler's own cost is in it."""
+    step, profiler = ours(batch, num_samples, optimizer, kind, "cpu"), cProfile.Profile()
+    for _ in range(10):
+        step()
+    profiler.enable()
+    for _ in range(calls):
+        step()
+    profiler.disable()
+    stats = pstats.Stats(profiler)
+    functions = [
+        {
+            "function": f"{Path(file).stem}.{name}" if line else name,
+            "calls": each[1] / calls,
+            "ms": 1000 * each[2] / calls,
+            "share": each[2] / stats.total_tt,  # type: ignore[attr-defined]
+        }
+        for (file, line, name), each in stats.stats.items()  # type: ignore[attr-defined]
+    ]
+    found = sorted(functions, key=lambda row: -row["ms"])[:12]
+    told = {"optimizer": optimizer, "kernels": kind, "batch": batch, "num_samples": num_samples}
+    return [told | row for row in found]
+
+
+def show_profile(batch: int, num_samples: int, with_json: bool) -> None:
+    """Print where the time goes, with compiled and with torch's own kernels."""
+    torch.set_num_threads(1)
+    rows = [row for kind in ("fused", "plain") for row in profile(batch, num_samples, "natural", kind)]
+    cells = [
+        [row["kernels"], row["function"], f"{row['calls']:g}", f"{row['ms']:.2f}", f"{row['share']:.1%}"]
+        for row in rows
+    ]
+    print(table(["kernels", "function", "calls an update", "ms", "of all"], cells))
+    if with_json:
+        print(json.dumps({"benchmark": "step", "profile": rows, "machine": machine()}))
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -130,8 +171,12 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="ours and the peers' alike")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="also plain PyTorch under torch.compile")
+    parser.add_argument("--profile", action="store_true", help="where our update's time goes, on one thread")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     asked = parser.parse_args()
+    if asked.profile:
+        show_profile(asked.batch, asked.num_samples, asked.json)
+        return
     if asked.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device: torch finds no GPU here; leave --device away to measure the CPU")
     torch.set_num_threads(asked.threads)

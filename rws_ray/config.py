@@ -223,6 +223,7 @@ FREE_KEYS = (
     "scale.num_workers",
     "scale.use_gpu",
     "scale.threads_per_worker",
+    "scale.sync_every",
     "optim.epochs",
     "optim.on_nonfinite",
     "scale.checkpoint_steps",
@@ -234,8 +235,14 @@ FREE_KEYS = (
 
 
 def determining(job: Job, **digests: str) -> dict[str, Any]:
-    """The part of the job that, with the digests of data and initial weights, determines the result."""
-    return {key: value for key, value in flatten_job(job).items() if not key.startswith(FREE_KEYS)} | digests
+    """The part of the job that, with the digests of data and initial weights, determines the result.
+
+    Under local steps (scale.sync_every > 1) the number of workers is part of it.
+    """
+    chosen = {key: value for key, value in flatten_job(job).items() if not key.startswith(FREE_KEYS)}
+    if job.scale.sync_every > 1:
+        chosen |= {f"scale.{key}": job.scale.model_dump()[key] for key in ("sync_every", "num_workers")}
+    return chosen | digests
 
 
 def fingerprint(job: Job, **digests: str) -> str:

@@ -152,6 +152,9 @@ class ScaleConfig(Section):
     checkpoint_steps: int = Field(0, ge=0, description="steps between checkpoints beside those at reports; 0: off")
     storage: str | None = Field(None, description="of checkpoints: folder or s3://bucket/prefix (default: the run)")
     reduction: Literal["exact", "fast"] = Field("exact", description="exact: the same bits for any number of workers")
+    sync_every: int = Field(
+        1, ge=1, description="updates between means over workers; 1: each is one of all, more: each worker's own"
+    )
 
     @property
     def min_workers(self) -> int:
@@ -280,6 +283,11 @@ class Job(BaseSettings):
             raise ValueError(
                 f"scale: {self.scale.max_workers} workers cannot share {self.scale.micro_shards} micro-shards; "
                 "set scale.micro_shards to at least the number of workers"
+            )
+        if self.scale.checkpoint_steps % self.scale.sync_every:
+            raise ValueError(
+                f"scale.checkpoint_steps: {self.scale.checkpoint_steps} is no multiple of scale.sync_every "
+                f"({self.scale.sync_every}), and only there do workers hold the same; take a multiple, or 0"
             )
         if self.optim.batch_size < self.scale.micro_shards:
             raise ValueError(

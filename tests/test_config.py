@@ -48,6 +48,7 @@ CONTRACT = {
     "scale.precision",
     "scale.micro_shards",
     "scale.reduction",
+    "scale.sync_every",
     "track.experiment",
     "track.register",
 }

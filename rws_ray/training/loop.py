@@ -30,7 +30,7 @@ from rws_ray.training.estimation import Estimate, estimate_split, standard_error
 from rws_ray.training.flat import FlatLayout
 from rws_ray.training.folder import check_same_job
 from rws_ray.training.initial import new_machine
-from rws_ray.training.nonfinite import MAX_SKIPPED, NotFiniteError, examine
+from rws_ray.training.nonfinite import NotFiniteError, deal_with
 from rws_ray.training.progress import Progress
 from rws_ray.training.reduction import Group
 from rws_ray.training.stopping import Lookout, Stopped
@@ -86,7 +86,7 @@ class Fitter:
         text = json.dumps({"warnings": warnings, "state": found.state if found else None, "failure": failure})
         told = json.loads(self.group.broadcast(text.encode()))
         for sentence in told["warnings"]:
-            self._warn(sentence)
+            self.warn(sentence)
         if told["failure"]:
             raise InfrastructureError(f"{told['failure']}. See to the storage, then run the same command again.")
         if told["state"] is None:
@@ -144,9 +144,9 @@ class Fitter:
         if self.failed_writes == MAX_FAILED_WRITES:
             raise RunError(f"{failure}. Those before are as they were: make room, then run the same command again.")
         if failure:
-            self._warn(f"{failure}; the run goes on.")
+            self.warn(f"{failure}; the run goes on.")
 
-    def _warn(self, sentence: str, nonfinite: int = 0) -> None:
+    def warn(self, sentence: str, nonfinite: int = 0) -> None:
         """Tell of it; `nonfinite` counts updates that were not finite."""
         self.report({"kind": "warning", "message": sentence, "nonfinite": nonfinite})
 
@@ -171,6 +171,7 @@ class Fitter:
         self._share_time()
         try:
             while True:
+                self._synchronise()
                 step = self.progress.step
                 if self.is_report_due():
                     self._report_epoch()
@@ -182,8 +183,10 @@ class Fitter:
                     started = self.clock()
                 if self.progress.is_finished(self.job, self.updater.epochs.steps) or step == stop_after:
                     return
-                lookout.check()
+                if not self.updater.is_apart:
+                    lookout.check()
                 yield UPDATE
+                self._synchronise()
                 if self.is_report_due() or self._is_checkpoint_due():
                     self._settle()  # and the seconds are those of updates that are done
                 if self._is_clock_due():
@@ -237,7 +240,7 @@ class Fitter:
                 if self.progress.skipped:
                     self.updater.check()  # the next may be as bad
             except NotFiniteError as error:
-                self._deal_with(error)
+                deal_with(self, error)
             else:
                 self.stepped()
 
@@ -246,37 +249,25 @@ class Fitter:
         try:
             self.updater.check()
         except NotFiniteError as error:
-            self._deal_with(error)
-
-    def _deal_with(self, error: NotFiniteError) -> None:
-        self.progress.step = error.step  # where a GPU was given more steps, they changed nothing
-        if self._leave_out():
-            self.progress.skipped += 1
-            self.progress.step += 1
+            deal_with(self, error)
 
     def stepped(self) -> None:
         """The next update was taken."""
-        self.progress.skipped = 0
+        if not self.updater.is_apart:
+            self.progress.skipped = 0
         self.progress.step += 1
 
-    def _leave_out(self) -> bool:
-        """Whether this step's update, which is not finite, is to be left out; or the run went back, or it ends."""
-        step, choice = self.progress.step, self.job.optim.on_nonfinite
-        found = examine(self.updater, self.store, step)
-        if choice == "stop":
-            raise RunError(
-                f"{found}. The parameters are as before it: lower optim.lr, set optim.clip_norm, or go on with "
-                "optim.on_nonfinite = skip."
-            )
-        if choice == "rollback" and step not in self.tried_again:
-            self.tried_again.add(step)
-            self.resume()
-            self._warn(f"{found}; back to step {self.progress.step}.", nonfinite=1)
-            return False
-        if self.progress.skipped + 1 == MAX_SKIPPED:
-            raise RunError(f"{found}, and so were the {MAX_SKIPPED - 1} before it, whose updates were left out.")
-        self._warn(f"{found}; its update is left out.", nonfinite=1)
-        return True
+    def _synchronise(self) -> None:
+        """After local steps: take the mean over workers, every scale.sync_every steps and before each report."""
+        local, step = self.updater.local, self.progress.step
+        if local is None or not local.is_apart or not (step % local.every == 0 or self.is_report_due()):
+            return
+        try:
+            local.synchronise(step)
+        except NotFiniteError as error:
+            deal_with(self, error)
+        else:
+            self.progress.skipped = 0
 
     def _report_epoch(self) -> None:
         job, progress, steps = self.job, self.progress, self.updater.epochs.steps

@@ -25,9 +25,12 @@ CURVATURE = ("optimizer.moments", "optimizer.bases", "optimizer.gains")  # of `n
 
 
 def can_run_unseen(updater: Updater) -> bool:
-    """Whether the updates are of this kind: sigmoid layers under rws or wake-sleep, on a GPU that holds the data."""
+    """Whether the updates are of this kind: sigmoid layers under rws or wake-sleep, on a GPU that holds the data.
+
+    Local steps are not: their finiteness is each worker's own until the mean.
+    """
     is_sigmoid = can_pack(updater.machine.config(), updater.job.estimator.name)
-    return is_sigmoid and updater.examples.place.type == "cuda"
+    return is_sigmoid and updater.local is None and updater.examples.place.type == "cuda"
 
 
 class Shape(NamedTuple):

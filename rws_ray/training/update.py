@@ -17,6 +17,7 @@ from rws_ray.core.streams import keyed
 from rws_ray.errors import RunError
 from rws_ray.training.batches import Epochs, Examples
 from rws_ray.training.flat import FlatLayout
+from rws_ray.training.local import LocalSteps
 from rws_ray.training.nonfinite import NotFiniteError
 from rws_ray.training.optimizers import (
     Adam,
@@ -62,6 +63,7 @@ class Updater:
         norms: sums of the gradient norms of p and q since the last report.
         time_share: of optim.max_seconds that is spent, the same on every worker; 0 where there is no such limit.
         on_device: what takes the updates on a GPU, with no look from the host; else None.
+        local: what workers that update on their own share have apart, and bring together; else None.
     """
 
     def __init__(self, job: Job, machine: HelmholtzMachine, examples: Examples, group: Group):
@@ -75,8 +77,14 @@ class Updater:
             replica.layout.bind_parameters(self.theta)
         self.average = self.theta.clone() if job.optim.average else self.theta
         self.optimizer = make_optimizer(job, self.layout, self.theta)
+        self.local = LocalSteps(self) if job.scale.sync_every > 1 and group.size > 1 else None
         summing = TreeSum if job.scale.reduction == "exact" else PlainSum
-        self.reduce = summing(group, job.scale.micro_shards, self.layout.length, threads)
+        shards = range(job.scale.micro_shards)
+        # Between means a worker is a group of its own, and its share of each batch a batch.
+        among, self.summed_shards = group, shards
+        if self.local is not None:
+            among, self.summed_shards = Group(device=group.device), group.shards(len(shards))
+        self.reduce = summing(among, len(self.summed_shards), self.layout.length, threads)
         self.sums = torch.zeros(job.scale.micro_shards, len(SUMS), dtype=torch.float64, device=group.device)
         self.norms = torch.zeros(2, dtype=torch.float64, device=group.device)
         self.time_share = 0.0
@@ -88,7 +96,8 @@ class Updater:
         """Take one update, `step` counting from 0 over the whole run.
 
         Raises:
-            NotFiniteError: the loss or the gradient is not finite; nothing was changed. On a GPU `check` tells it.
+            NotFiniteError: the loss or the gradient is not finite; nothing was changed. On a GPU `check` tells it,
+                after local steps the mean over workers does.
         """
         rows = self.epochs.batch(step)
         if self.on_device is not None:
@@ -103,10 +112,18 @@ class Updater:
         norms = self.gradient_norms(total)
         if not bool(torch.isfinite(norms).all()):
             self.sums.copy_(before)
-            raise NotFiniteError(step)
+            if self.local is None:
+                raise NotFiniteError(step)
+            self.local.left_out(step)
+            return
         self.move(total, norms, self.rates(step), step)
         if self.memory is not None:
             self.memory.update(self.layout.own_sums(total), step)
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether workers hold parameters of their own, since local steps that no mean has followed yet."""
+        return self.local is not None and self.local.is_apart
 
     def check(self) -> None:
         """Wait for the device, and look whether all updates since the last look were finite.
@@ -118,13 +135,16 @@ class Updater:
             self.on_device.check()
 
     def sum_gradients(self, step: int | Tensor, rows: Tensor, with_moments: bool, num_samples: int) -> Tensor:
-        """The batch's mean gradient and, behind it, the estimator's own sums and the input moments."""
-        shards = rows.tensor_split(self.job.scale.micro_shards)
+        """The batch's mean gradient and, behind it, the estimator's own sums and the input moments.
+
+        In a local step the mean is over this worker's rows; it is 0 where a batch has too few for every worker.
+        """
+        shards, of = rows.tensor_split(self.job.scale.micro_shards), self.summed_shards
         length = self.layout.length if with_moments else self.layout.num_summed
         total = self.reduce(
-            lambda shard, vector: self.add_shard(step, shard, shards[shard], vector, num_samples), length
+            lambda place, vector: self.add_shard(step, of[place], shards[of[place]], vector, num_samples), length
         )
-        return total.div_(len(rows))
+        return total.div_(max(sum(len(shards[shard]) for shard in of), 1))
 
     def gradient_norms(self, total: Tensor) -> Tensor:
         """The norms of p's and of q's gradient, (2,) float64."""
@@ -141,7 +161,9 @@ class Updater:
             if self.optimizer.wants_refresh(step):
                 self.optimizer.refresh(is_first=step == 0)
         self.optimizer.update(self.theta, gradient, rates)
-        if self.job.optim.average:
+        if self.local is not None:
+            self.local.moved(float(rates.average))
+        elif self.job.optim.average:
             self.average.lerp_(self.theta, single(rates.average))
 
     def num_samples(self, step: int) -> int:
@@ -253,6 +275,8 @@ class Updater:
         for name, value in self.tensors().items():
             if name != "sums":
                 value.copy_(tensors[name])
+        if self.local is not None:
+            self.local.begin()
         held = torch.zeros(len(self.sums), 1, dtype=torch.bool)
         held[list(self.group.shards(len(self.sums)))] = True
         self.sums.copy_(torch.where(held, tensors["sums"], 0.0))

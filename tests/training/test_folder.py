@@ -80,6 +80,7 @@ DETERMINING = {
     "scale.reduction": "fast",
 }
 GROWING = {"optim.epochs"}
+LOCAL = {"scale.sync_every": 3, "scale.num_workers": 2}  # determining once steps are local
 
 
 def changed(key: str, value: object) -> Job:
@@ -90,7 +91,7 @@ def changed(key: str, value: object) -> Job:
 
 def test_each_key_of_the_job_is_known_to_be_free_or_determining():
     known = [key.name for key in job_keys()]
-    assert sorted(known) == sorted([*FREE, *DETERMINING, *GROWING])
+    assert sorted(known) == sorted([*FREE, *DETERMINING, *GROWING, "scale.sync_every"])
     assert set(determining(tiny_job())) == {*DETERMINING}
     for key, value in (FREE | DETERMINING).items():
         assert flatten_job(changed(key, value))[key] != flatten_job(tiny_job())[key], key
@@ -108,6 +109,16 @@ def test_what_determines_the_result_may_not_change(folder, key):
     assert f"{key}:" in str(refused.value)
     assert "--name NEW" in str(refused.value)
     assert "--restart" in str(refused.value)
+
+
+def test_under_local_steps_the_number_of_workers_determines_the_result(folder):
+    job = tiny_job(scale__sync_every=3)
+    assert {*determining(job)} == {*DETERMINING, *LOCAL}
+    with pytest.raises(ConfigError, match=r"scale\.sync_every: None → 3"):
+        folder.enter(job, DIGESTS, restart=False)
+    folder.enter(job, DIGESTS, restart=True)
+    with pytest.raises(ConfigError, match=r"scale\.num_workers: 0 → 2"):
+        folder.enter(tiny_job(scale__sync_every=3, scale__num_workers=2), DIGESTS, restart=False)
 
 
 def test_epochs_may_grow_and_not_shrink_not_even_after_they_grew(folder):

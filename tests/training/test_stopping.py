@@ -49,7 +49,8 @@ def stopped_and_gone_on(store: Store, moment: str) -> tuple[list[int], list[tupl
     assert [record["step"] for record in told if record["kind"] == "epoch"] == [4]  # that of step 8 did not come first
     withdraw(store)
     outcome = fit(JOB, tiny_dataset(), Group(), store, told.append)
-    return steps, [kept(record) for record in told if record["kind"] == "epoch"], bits(outcome)
+    # Reports that the checkpoint held are sent again; a run's folder drops those that it has.
+    return steps, list(dict.fromkeys(kept(record) for record in told if record["kind"] == "epoch")), bits(outcome)
 
 
 @pytest.mark.parametrize(("moment", "step"), [("estimate", 8), ("step", 7)])
@@ -73,7 +74,7 @@ def test_a_stop_during_the_final_estimate_leaves_the_run_to_be_finished(tmp_path
     assert fit(JOB, tiny_dataset(), Group(), store, ask) is None
     assert store.steps()[0] == 12
     withdraw(store)
-    assert bits(fit(JOB, tiny_dataset(), Group(), store, ask)) == whole
+    assert bits(run_tiny(Group(), JOB, tiny_dataset(), tmp_path)) == whole
 
 
 def _calls_until_stopped(group: Group, folder: str) -> int:

@@ -65,12 +65,7 @@ def add_gradient(
         _add_product(weight_grad, inputs.reshape(N, -1), residual_NO)
 
 
-def add_observed_gradient(
-    inputs: Tensor, units: Tensor, weight_IO: Tensor, bias_O: Tensor, weight_BK: Tensor, weight_grad: Tensor,
-    bias_grad: Tensor,
-) -> None:  # fmt: skip
-    """As kernels.add_observed_gradient."""
-    add_gradient(inputs, units, linear(inputs, weight_IO, bias_O), weight_BK, weight_grad, bias_grad)
+add_observed_gradient = plain.add_observed_gradient  # for none: `observe` keeps all logits here
 
 
 def add_moment(y_NI: Tensor, weight_N: Tensor, moment: Tensor) -> None:
