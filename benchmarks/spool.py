@@ -61,7 +61,7 @@ def turn(mode: str, folder: Path, step: Callable[[], object], num_steps: int) ->
 
 def measure(rounds: int, num_steps: int) -> list[dict[str, Any]]:
     """For each mode the median and the 99th percentile of the step's time, and the record's."""
-    step, warm_up = ours(100, 5, "natural", "fused"), 30
+    step, warm_up = ours(100, 5, "natural", "fused", "cpu"), 30
     found: dict[str, tuple[list[float], list[float]]] = {mode: ([], []) for mode in MODES}
     with tempfile.TemporaryDirectory() as home, socket.socket() as silent, socket.socket() as closed:
         silent.bind(("127.0.0.1", 0))
