@@ -36,6 +36,16 @@ def _at(builder: Any, address: Any, alignment: int = 4) -> tuple[Any, Any]:
     return builder.load(pointer, align=alignment), pointer
 
 
+def _prefetch(builder: Any, address: Any) -> None:
+    """Have the line there come near: rows lie too far apart for the processor to foresee. Any address will do."""
+    pointer = builder.inttoptr(address, ir.IntType(8).as_pointer())
+    flag = ir.IntType(32)
+    function = builder.module.declare_intrinsic(
+        "llvm.prefetch", [pointer.type], ir.FunctionType(ir.VoidType(), [pointer.type, flag, flag, flag])
+    )
+    builder.call(function, [pointer, *(ir.Constant(flag, value) for value in (0, 3, 1))])  # to read, keep, data
+
+
 @intrinsic  # type: ignore[untyped-decorator]
 def _make_table(typing: Any, table: Any, source: Any, stride: Any) -> Any:
     """All sums of subsets of GROUP rows, `stride` bytes apart from `source` on, LANES columns wide, by their code."""
@@ -43,8 +53,10 @@ def _make_table(typing: Any, table: Any, source: Any, stride: Any) -> Any:
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         table, source, stride = arguments
         sums = [ir.Constant(_VECTOR, [0.0] * LANES)]
+        ahead = builder.mul(stride, ir.Constant(_WORD, BLOCK))  # where the same table's rows of the next block lie
         for _ in range(GROUP):
             row = _at(builder, source)[0]
+            _prefetch(builder, builder.add(source, ahead))
             sums += [row, *(builder.fadd(each, row) for each in sums[1:])]
             source = builder.add(source, stride)
         for place, each in enumerate(sums):
@@ -139,20 +151,26 @@ def pack_columns(y_PCR, words_PBR):  # type: ignore[no-untyped-def]
 
 
 @inlined
+def _address(values):  # type: ignore[no-untyped-def]
+    """Where an array begins, as a signed integer: unsigned ones and counters of loops would add up as floats."""
+    return np.intp(values.ctypes.data)
+
+
+@inlined
 def _make_tables(f_CO, first, column, tables, rows):  # type: ignore[no-untyped-def]
     """The tables of a block of rows of f, from `first` on, at LANES columns; what lies beyond f counts as zeros."""
     C, O = f_CO.shape
     for table in range(TABLES):
         c = first + table * GROUP
-        source, stride = f_CO.ctypes.data + (c * O + column) * 4, O * 4
+        source, stride = _address(f_CO) + (c * O + column) * 4, O * 4
         # Lanes beyond a row's end hold the next rows' floats, which nobody reads; beyond the last row there are none.
         if c + GROUP > C or (c + GROUP - 1) * O + column + LANES > C * O:
             rows[:] = np.float32(0)
             for bit in range(min(GROUP, C - c)):
                 for lane in range(min(LANES, O - column)):
                     rows[bit * LANES + lane] = f_CO[c + bit, column + lane]
-            source, stride = rows.ctypes.data, _ROW
-        _make_table(tables.ctypes.data + table * _TABLE, source, stride)
+            source, stride = _address(rows), _ROW
+        _make_table(_address(tables) + table * _TABLE, source, stride)
 
 
 @compiled("void(uint64[:, :, ::1], float32[:, :, :], float32[:, :], float32[:, :, :], boolean, float32[::1])")
@@ -175,19 +193,19 @@ def product(words_PBR, f_PCO, bias_PO, out_PRO, is_added, scratch):  # type: ign
         for column in range(0, O, LANES):
             width = min(LANES, O - column)
             # A last tile that is narrower than a vector is summed aside.
-            target, stride = out_RO.ctypes.data + column * 4, O * 4
+            target, stride = _address(out_RO) + column * 4, O * 4
             if width < LANES:
-                target, stride = totals.ctypes.data, _ROW
+                target, stride = _address(totals), _ROW
             if width < LANES or not is_added:
                 rows[:LANES] = np.float32(0)
                 if not is_added:
                     rows[:width] = bias_PO[p, column : column + width]
                 for r in range(R):
-                    _copy(target + r * stride, rows.ctypes.data)
+                    _copy(target + r * stride, _address(rows))
             for block in range(blocks):
                 _make_tables(f_CO, block * BLOCK, column, tables, rows)
                 for r in range(R):
-                    _look_up(target + r * stride, tables.ctypes.data, words_PBR[p, block, r])
+                    _look_up(target + r * stride, _address(tables), words_PBR[p, block, r])
             if width < LANES:
                 for r in range(R):
                     for lane in range(width):
