@@ -86,6 +86,13 @@ class Stream:
         """Random int32 of shape (B, K, H), of which the low 24 bits are to be used."""
         return self._shared(shape, _raw, torch.int32)
 
+    def words(self, rows: int, widths: Sequence[int]) -> Tensor:
+        """What `raw` gives layer by layer of these widths, each from an even place on: (G, …) int32 of G generators."""
+        drawn = torch.empty(len(self.generators), sum(_sizes(rows, widths)) // 2, dtype=torch.int64)
+        for row, each in zip(drawn.unbind(), self.generators, strict=True):
+            row.random_(generator=each)
+        return drawn.view(torch.int32)
+
     def uniform(self, shape: tuple[int, int, int]) -> Tensor:
         """Uniform float32 on [0, 1), shape (B, K, H), each of the 2²⁴ multiples of 2⁻²⁴ equally likely.
 
@@ -188,6 +195,16 @@ class PaddedStream(Stream):
         drawn = [F.pad(each.raw((rows, num_samples, own)), (0, width - own), value=-1) for each, own in shares]
         return torch.cat(drawn)
 
+    def words(self, rows: int, widths: Sequence[int]) -> Tensor:
+        """As Stream.words, each machine's padded to these widths."""
+        sizes, of_own = _sizes(rows, widths), zip(*(next(self.widths) for _ in widths), strict=True)
+        found = torch.full((len(self.streams), sum(sizes)), -1, dtype=torch.int32)
+        for row, stream, own in zip(found, self.streams, of_own, strict=True):
+            drawn = stream.words(rows, own)[0].split(_sizes(rows, own))
+            for padded, width, each, narrow in zip(row.split(sizes), widths, drawn, own, strict=True):
+                padded[: rows * width].view(rows, width)[:, :narrow] = each[: rows * narrow].view(rows, narrow)
+        return found
+
 
 def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=generator, device=generator.device)
@@ -196,5 +213,15 @@ def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 def _raw(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Raw 64-bit draws, each two numbers: a third of torch.rand's time on a CPU."""
     count = math.prod(shape)
-    draws = torch.empty((count + 1) // 2, dtype=torch.int64, device=generator.device).random_(generator=generator)
+    draws = torch.empty(_pairs(count), dtype=torch.int64, device=generator.device).random_(generator=generator)
     return draws.view(torch.int32)[:count].view(shape)
+
+
+def _pairs(count: int) -> int:
+    """The 64-bit draws that hold so many 32-bit words."""
+    return (count + 1) // 2
+
+
+def _sizes(rows: int, widths: Sequence[int]) -> list[int]:
+    """The words that layers of these widths take."""
+    return [2 * _pairs(rows * width) for width in widths]
