@@ -24,15 +24,15 @@ class PackedChain:
     """A pack with a batch of examples, whose methods are those of core.chain.Chain.
 
     Args:
-        machine: a pack for which `packed_chain_of` holds; its parameters must have `.grad` tensors.
+        machine: a pack of sigmoid layers.
+        parameters: its own, in order; they must have `.grad` tensors.
         x_BD: examples, 0 and 1, an equal share for each machine.
         words_x: the same as packed rows.
     """
 
-    def __init__(self, machine: HelmholtzMachine, x_BD: Tensor, words_x: np.ndarray):
+    def __init__(self, machine: HelmholtzMachine, parameters: Sequence[Tensor], x_BD: Tensor, words_x: np.ndarray):
         self.widths = np.array([machine.dim, *machine.layers])
         (self.size,) = machine.pack
-        parameters = machine.parameters_in_order()
         self.parameters = _addresses(parameters)
         self.gradients = _addresses([each.grad for each in parameters if each.grad is not None])
         assert self.gradients.shape == self.parameters.shape
@@ -77,19 +77,20 @@ class PackedChain:
 
 def packed_chain_of(machine: HelmholtzMachine, x_BD: Tensor, *streams: Stream) -> PackedChain | None:
     """The pack as one of chains; None where it is no such thing, or no such kernels are in use here."""
-    if not machine.pack or not kernels.are_fused(x_BD, *machine.parameters()):
+    parameters = machine.parameters_in_order()
+    if not machine.pack or not kernels.are_fused(x_BD, *parameters):
         return None
     if any(type(each) not in (Stream, PaddedStream) for each in streams):
         return None
     is_sigmoid = type(machine.prior) is BernoulliPrior and all(
         type(each) is SigmoidLayer for each in (*machine.p, *machine.q)
     )
-    is_whole = all(each.dim() <= 3 and each[0].is_contiguous() for each in machine.parameters_in_order())
+    is_whole = all(each.dim() <= 3 and each[0].is_contiguous() for each in parameters)
     if not (is_sigmoid and is_whole):
         return None
     x_BD = x_BD.contiguous()
     words_x = _compiled().packed_rows(x_BD.numpy(), machine.pack[0])
-    return None if words_x is None else PackedChain(machine, x_BD, words_x)
+    return None if words_x is None else PackedChain(machine, parameters, x_BD, words_x)
 
 
 def _addresses(tensors: Sequence[Tensor]) -> np.ndarray:
