@@ -194,7 +194,6 @@ def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 
 def _raw(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Raw 64-bit draws, each two numbers: a third of torch.rand's time on a CPU."""
-    count = math.prod(shape)
-    draws = torch.empty((count + 1) // 2, dtype=torch.int64, device=generator.device).random_(generator=generator)
-    return draws.view(torch.int32)[:count].view(shape)
+    from rws_ray.core import kernels  # these draw from streams themselves
+
+    return kernels.words(shape, generator)
