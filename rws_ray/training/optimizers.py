@@ -193,7 +193,7 @@ class Natural(Momentum):
         layers = zip(layout.maps, layout.matrices(gradient), self._factors(), layout.map_slices, strict=True)
         for each, matrix_IO, (basis_IR, gain_R, rest), place in layers:
             prepare = functools.partial(_precondition, each, matrix_IO, basis_IR, gain_R)
-            found.append(Piece(place, self._rate(place, rates) * rest, prepare))
+            found.append(Piece(place, single(self._rate(place, rates)) * rest, prepare))
         damped = self.damping / (1 + self.damping)
         return found + [Piece(place, self._rate(place, rates) * damped) for place in layout.others]
 
@@ -213,12 +213,11 @@ class Natural(Momentum):
 
 def _precondition(each: LinearMap, matrix_IO: Tensor, basis_IR: Tensor, gain_R: Tensor) -> None:
     """G ← (I − U diag(g) Uᵀ) G, within the map's mask; c is in the rate."""
-    leading_RO = product(basis_IR.mT, matrix_IO).mul_(-gain_R.unsqueeze(-1))
     if matrix_IO.dim() == 3 and matrix_IO.is_cpu:  # those of a pack one by one: batched they have other bits
-        for matrix, basis, leading in zip(matrix_IO, basis_IR, leading_RO, strict=True):
-            add_product(matrix, basis, leading)
-    else:
-        add_product(matrix_IO, basis_IR, leading_RO)
+        for row, matrix in enumerate(matrix_IO):
+            _precondition(each, matrix, basis_IR[row], gain_R[row])
+        return
+    add_product(matrix_IO, basis_IR, product(basis_IR.mT, matrix_IO).mul_(-gain_R.unsqueeze(-1)))
     if each.mask is not None:
         matrix_IO[..., : len(each.mask), :].mul_(each.mask)
 
