@@ -57,7 +57,8 @@ def _make_table(typing: Any, table: Any, source: Any, stride: Any) -> Any:
         ahead = builder.mul(stride, ir.Constant(_WORD, BLOCK))  # where the same table's rows of the next block lie
         for _ in range(GROUP):
             row = _at(builder, source)[0]
-            _prefetch(builder, builder.add(source, ahead))
+            for end in (0, _ROW - 4):  # a row's lanes may lie on two lines
+                _prefetch(builder, builder.add(source, builder.add(ahead, ir.Constant(_WORD, end))))
             sums += [row, *(builder.fadd(each, row) for each in sums[1:])]
             source = builder.add(source, stride)
         for place, each in enumerate(sums):
