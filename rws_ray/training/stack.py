@@ -97,6 +97,7 @@ class Stack:
     def _prepare(self, updaters: Sequence[Updater], layout: FlatLayout, machine: HelmholtzMachine) -> None:
         """What gradients are made with: the pack of all runs' machines, whose rows are laid out so."""
         self.updaters, self.layout, self.machine = list(updaters), layout, machine
+        self.parameters = machine.parameters_in_order()
         first = updaters[0]
         self.job, self.examples, self.device = first.job, first.examples, first.group.device
         shards, length = self.job.scale.micro_shards, _aligned(self.layout.length)
@@ -165,7 +166,7 @@ class Stack:
         if not num_rows:
             return
         job, layout = self.job, self.layout
-        for parameter, view in zip(self.machine.parameters_in_order(), layout.views(vector), strict=True):
+        for parameter, view in zip(self.parameters, layout.views(vector), strict=True):
             parameter.grad = view
         purposes = ("wake", "sleep", "binarize") if self.examples.is_grey else ("wake", "sleep")
         wake, sleep, *pixels = (

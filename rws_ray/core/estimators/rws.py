@@ -19,6 +19,7 @@ from rws_ray.core.chain import Chain, chain_of
 from rws_ray.core.estimators.weighted import Estimator, InputMoments, StepInfo, add_layers
 from rws_ray.core.importance import effective_sample_size, log_mean_weight, normalized_weights
 from rws_ray.core.machine import HelmholtzMachine, total_log_prob
+from rws_ray.core.packed_chain import PackedChain, packed_chain_of
 from rws_ray.core.streams import Stream
 
 
@@ -39,7 +40,8 @@ def add_rws_gradients(
         wake, sleep: random numbers of the two phases.
         moments: where given, the second moments of the layers' inputs are added to it, under the same weights.
     """
-    chain = chain_of(machine, x_BD, wake, sleep, moments=moments)
+    find = packed_chain_of if machine.pack else chain_of
+    chain = find(machine, x_BD, wake, sleep, moments=moments)
     if chain is None:
         logw_BK, weight_BK = _add_by_layers(machine, x_BD, estimator, wake, sleep, moments)
     else:
@@ -77,7 +79,7 @@ def _add_by_layers(
 
 
 def _add_by_chain(
-    chain: Chain, x_BD: Tensor, estimator: Estimator, wake: Stream, sleep: Stream
+    chain: Chain | PackedChain, x_BD: Tensor, estimator: Estimator, wake: Stream, sleep: Stream
 ) -> tuple[Tensor, Tensor]:
     """The same, to the bit, of a chain of sigmoid layers in compiled calls."""
     drawn = chain.draw(estimator.num_samples, wake)
