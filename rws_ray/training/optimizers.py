@@ -260,7 +260,8 @@ def _move(
             if averages is not None:
                 follow(averages[row, piece.place], parts[0], shares[row])
 
-    for _ in in_threads(move_piece, pieces):
+    largest_first = sorted(pieces, key=lambda piece: piece.place.start - piece.place.stop)
+    for _ in in_threads(move_piece, largest_first):
         pass
 
 
@@ -272,9 +273,10 @@ def _follow(average: Tensor | None, theta: Tensor, rates: Rates) -> None:
 def numbers(value: float | Tensor, theta: Tensor) -> NDArray[np.float32]:
     """A number for each run whose parameters θ holds, (P,) float32."""
     num = math.prod(theta.shape[:-1])
-    if isinstance(value, Tensor):
-        return np.broadcast_to(value.reshape(-1).float().numpy(), num)
-    return np.full(num, value, np.float32)
+    if not isinstance(value, Tensor):
+        return np.full(num, value, np.float32)
+    found = value.reshape(-1).float().numpy()
+    return found if len(found) == num else np.full(num, found)
 
 
 def leading_eigenvectors(moment_II: Tensor, basis_IR: Tensor, is_first: bool) -> tuple[Tensor, Tensor]:

@@ -177,15 +177,14 @@ class Updater:
         if not len(rows):
             return
         job, device = self.job, self.group.device
-        wake, sleep, pixels = (
-            keyed(job.seed, purpose, step, shard, device=device) for purpose in ("wake", "sleep", "binarize")
-        )
+        purposes = ("wake", "sleep", "binarize") if self.examples.is_grey else ("wake", "sleep")
+        wake, sleep, *pixels = (keyed(job.seed, purpose, step, shard, device=device) for purpose in purposes)
         replica = self.replicas.pop()
         try:
             replica.bind(vector)
             info = replica.add_gradients(
                 replica.machine,
-                self.examples.take(rows, pixels),
+                self.examples.take(rows, *pixels),
                 Estimator(num_samples, *self.mixture),
                 wake,
                 sleep,
