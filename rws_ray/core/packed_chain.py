@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from rws_ray.core.layers import BernoulliPrior, SigmoidLayer
 from rws_ray.core.machine import HelmholtzMachine
 from rws_ray.core.streams import PaddedStream, Stream
 
+if TYPE_CHECKING:
+    from rws_ray.core.estimators.weighted import InputMoments
+
 
 class PackedChain:
     """A pack with a batch of examples, whose methods are those of core.chain.Chain.
@@ -28,14 +31,24 @@ class PackedChain:
         parameters: its own, in order; they must have `.grad` tensors.
         x_BD: examples, 0 and 1, an equal share for each machine.
         words_x: the same as packed rows.
+        moments: where given, the second moments of the layers' inputs are added to it with the gradients.
     """
 
-    def __init__(self, machine: HelmholtzMachine, parameters: Sequence[Tensor], x_BD: Tensor, words_x: np.ndarray):
+    def __init__(
+        self,
+        machine: HelmholtzMachine,
+        parameters: Sequence[Tensor],
+        x_BD: Tensor,
+        words_x: np.ndarray,
+        moments: InputMoments | None = None,
+    ):
         self.widths = np.array([machine.dim, *machine.layers])
         (self.size,) = machine.pack
         self.parameters = _addresses(parameters)
         self.gradients = _addresses([each.grad for each in parameters if each.grad is not None])
         assert self.gradients.shape == self.parameters.shape
+        wanted = [] if moments is None else [each for layer in (*moments.p, *moments.q) for each in layer]
+        self.moments = _addresses(wanted) if wanted else np.empty((self.size, 0), np.int64)
         self.x_PBD, self.words_x = x_BD.view(self.size, -1, machine.dim).numpy(), words_x
 
     def draw(self, num_samples: int, stream: Stream) -> Samples:
@@ -44,21 +57,26 @@ class PackedChain:
         N, first = B * num_samples, int(self.widths[1])
         hidden, below = int(self.widths[1:].sum()), int(self.widths[:-1].sum())
         units = np.empty((P, N * hidden), np.float32)
-        logits = np.empty((P, B * first + N * (hidden - first + below)), np.float32)
+        means = np.empty((P, B * first + N * (hidden - first + below)), np.float32)
         logw_BK = torch.empty(P * B, num_samples, dtype=torch.float64)
         _compiled().draw_samples(
-            self.widths, self.parameters, self.x_PBD, self.words_x, *_raw(stream, P, N, self.widths[1:]), units, logits,
+            self.widths, self.parameters, self.x_PBD, self.words_x, *_raw(stream, P, N, self.widths[1:]), units, means,
             logw_BK.view(P, N).numpy(), self._scratch(N),
         )  # fmt: skip
-        return Samples(units, logits, logw_BK)
+        return Samples(units, means, logw_BK)
 
-    def add_sample_gradients(self, drawn: Samples, p_BK: Tensor, q_BK: Tensor | None) -> None:
-        """Add −Σ weight · ∂ log p(x, h) and, where it has weights, −Σ weight · ∂ log q(h|x) to the gradients."""
-        p_PN = p_BK.reshape(self.size, -1).numpy()
+    def add_sample_gradients(self, drawn: Samples, p_BK: Tensor, q_BK: Tensor | None, moment_BK: Tensor) -> None:
+        """Add −Σ weight · ∂ log p(x, h) and, where it has weights, −Σ weight · ∂ log q(h|x) to the gradients.
+
+        p's moments come under `p_BK`, q's under `moment_BK`.
+        """
+        p_PN, moment_PN, moment_PB = (
+            each.reshape(self.size, -1).numpy() for each in (p_BK, moment_BK, moment_BK.sum(1))
+        )
         q_PN = np.empty((self.size, 0), np.float32) if q_BK is None else q_BK.reshape(self.size, -1).numpy()
         _compiled().add_sample_gradients(
-            self.widths, self.parameters, self.gradients, self.x_PBD, drawn.units, drawn.logits, p_PN, q_PN,
-            self._scratch(p_PN.shape[1]),
+            self.widths, self.parameters, self.gradients, self.moments, self.x_PBD, drawn.units, drawn.means, p_PN,
+            q_PN, moment_PN, moment_PB, self._scratch(p_PN.shape[1]),
         )  # fmt: skip
 
     def add_dream_gradients(self, weight_M: Tensor, stream: Stream) -> None:
@@ -67,15 +85,17 @@ class PackedChain:
         num = weight_PM.shape[1]
         raw, places = _raw(stream, self.size, num, self.widths[::-1])
         _compiled().add_dream_gradients(
-            self.widths, self.parameters, self.gradients, raw, places, weight_PM, self._scratch(num)
+            self.widths, self.parameters, self.gradients, self.moments, raw, places, weight_PM, self._scratch(num)
         )
 
     def _scratch(self, rows: int) -> np.ndarray:
-        size = _compiled().scratch_size(max(rows, int(self.widths.max())))
+        size = _compiled().scratch_size(max(rows, int(self.widths.max()) + 1))
         return torch.empty(size).numpy()  # torch's memory lies on 64-byte boundaries
 
 
-def packed_chain_of(machine: HelmholtzMachine, x_BD: Tensor, *streams: Stream) -> PackedChain | None:
+def packed_chain_of(
+    machine: HelmholtzMachine, x_BD: Tensor, *streams: Stream, moments: InputMoments | None = None
+) -> PackedChain | None:
     """The pack as one of chains; None where it is no such thing, or no such kernels are in use here."""
     parameters = machine.parameters_in_order()
     if not machine.pack or not kernels.are_fused(x_BD, *parameters):
@@ -90,7 +110,7 @@ def packed_chain_of(machine: HelmholtzMachine, x_BD: Tensor, *streams: Stream) -
         return None
     x_BD = x_BD.contiguous()
     words_x = _compiled().packed_rows(x_BD.numpy(), machine.pack[0])
-    return None if words_x is None else PackedChain(machine, parameters, x_BD, words_x)
+    return None if words_x is None else PackedChain(machine, parameters, x_BD, words_x, moments)
 
 
 def _addresses(tensors: Sequence[Tensor]) -> np.ndarray:

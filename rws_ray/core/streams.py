@@ -88,10 +88,8 @@ class Stream:
 
     def words(self, rows: int, widths: Sequence[int]) -> Tensor:
         """What `raw` gives layer by layer of these widths, each from an even place on: (G, …) int32 of G generators."""
-        drawn = torch.empty(len(self.generators), sum(_sizes(rows, widths)) // 2, dtype=torch.int64)
-        for row, each in zip(drawn.unbind(), self.generators, strict=True):
-            row.random_(generator=each)
-        return drawn.view(torch.int32)
+        size = sum(_sizes(rows, widths))
+        return torch.stack([_raw((size,), each) for each in self.generators])
 
     def uniform(self, shape: tuple[int, int, int]) -> Tensor:
         """Uniform float32 on [0, 1), shape (B, K, H), each of the 2²⁴ multiples of 2⁻²⁴ equally likely.
@@ -211,17 +209,11 @@ def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 
 def _raw(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Raw 64-bit draws, each two numbers: a third of torch.rand's time on a CPU."""
-    count = math.prod(shape)
-    draws = torch.empty(_pairs(count), dtype=torch.int64, device=generator.device).random_(generator=generator)
-    return draws.view(torch.int32)[:count].view(shape)
+    from rws_ray.core import kernels  # these draw from streams themselves
 
-
-def _pairs(count: int) -> int:
-    """The 64-bit draws that hold so many 32-bit words."""
-    return (count + 1) // 2
+    return kernels.words(shape, generator)
 
 
 def _sizes(rows: int, widths: Sequence[int]) -> list[int]:
     """The words that layers of these widths take."""
-    return [2 * _pairs(rows * width) for width in widths]
+    return [rows * width + rows * width % 2 for width in widths]

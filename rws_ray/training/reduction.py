@@ -121,10 +121,14 @@ class TreeSum:
                 right = self._sum(split, high, add_shard, length, threads - others)
             finally:
                 left = begun.result()
+            half = length // 2
+            begun_add = start(self.threads, left[:half].add_, right[:half])
+            left[half:length].add_(right[half:length])
+            begun_add.result()
         else:
             left = self._sum(low, split, add_shard, length, 1)
             right = self._sum(split, high, add_shard, length, 1)
-        left[:length].add_(right[:length])
+            left[:length].add_(right[:length])
         self._free.append(right)
         return left
 

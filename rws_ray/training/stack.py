@@ -21,7 +21,7 @@ from rws_ray.core.machine import HelmholtzMachine
 from rws_ray.core.pack import can_pack, packed_machine
 from rws_ray.core.streams import Stream, joined, keyed
 from rws_ray.training.flat import FlatLayout
-from rws_ray.training.optimizers import Natural, Rates, single
+from rws_ray.training.optimizers import Natural, Rates
 from rws_ray.training.reduction import Group, TreeSum
 from rws_ray.training.update import Updater, make_optimizer, training_num_samples
 
@@ -209,9 +209,7 @@ class Stack:
     def _move(self, gradient: Tensor, steps: Sequence[int]) -> None:
         rates = [updater.rates(step) for updater, step in zip(self.updaters, steps, strict=True)]
         columns = Rates(*(self._column(values) for values in zip(*rates, strict=True)))
-        self.optimizer.update(self.theta, gradient, columns)
-        if self.average is not None:
-            self.average.lerp_(self.theta, single(columns.average))
+        self.optimizer.update(self.theta, gradient, columns, self.average)
 
     def _column(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float64, device=self.device).unsqueeze(1)

@@ -28,7 +28,6 @@ from rws_ray.training.optimizers import (
     corrections,
     moment_weight,
     scheduled,
-    single,
 )
 from rws_ray.training.reduction import Group, PlainSum, TreeSum
 from rws_ray.training.replicas import replicas
@@ -160,11 +159,10 @@ class Updater:
             self.optimizer.add_moments(total[self.layout.num_summed :], rates.moments)
             if self.optimizer.wants_refresh(step):
                 self.optimizer.refresh(is_first=step == 0)
-        self.optimizer.update(self.theta, gradient, rates)
+        follows = self.job.optim.average > 0 and self.local is None
+        self.optimizer.update(self.theta, gradient, rates, self.average if follows else None)
         if self.local is not None:
             self.local.moved(float(rates.average))
-        elif self.job.optim.average:
-            self.average.lerp_(self.theta, single(rates.average))
 
     def num_samples(self, step: int) -> int:
         """K at a step."""
@@ -179,15 +177,14 @@ class Updater:
         if not len(rows):
             return
         job, device = self.job, self.group.device
-        wake, sleep, pixels = (
-            keyed(job.seed, purpose, step, shard, device=device) for purpose in ("wake", "sleep", "binarize")
-        )
+        purposes = ("wake", "sleep", "binarize") if self.examples.is_grey else ("wake", "sleep")
+        wake, sleep, *pixels = (keyed(job.seed, purpose, step, shard, device=device) for purpose in purposes)
         replica = self.replicas.pop()
         try:
             replica.bind(vector)
             info = replica.add_gradients(
                 replica.machine,
-                self.examples.take(rows, pixels),
+                self.examples.take(rows, *pixels),
                 Estimator(num_samples, *self.mixture),
                 wake,
                 sleep,

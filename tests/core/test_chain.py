@@ -10,6 +10,7 @@ from rws_ray.core.estimators import rws as module
 from rws_ray.core.pack import joined_machines
 from rws_ray.core.packed_chain import packed_chain_of
 from rws_ray.core.streams import PaddedStream, Stream, generator, joined, keyed
+from rws_ray.training.flat import FlatLayout
 
 ESTIMATORS = [
     Estimator(5),
@@ -27,12 +28,15 @@ def machine_of(dim, layers, seed=0, **kinds):
     return machine
 
 
-def gradients(machine, x_BD, estimator):
+def gradients(machine, x_BD, estimator, with_moments=False):
     for value in machine.parameters():
         value.grad = torch.full_like(value, 0.25)
     streams = [Stream(generator(0, purpose)) for purpose in ("wake", "sleep")]
-    info = add_rws_gradients(machine, x_BD, estimator, *streams)
-    return [value.grad for value in machine.parameters()], info, [each.raw((1, 1, 2)) for each in streams]
+    layout = FlatLayout(machine)
+    vector = torch.full((layout.length,), 0.25)
+    info = add_rws_gradients(machine, x_BD, estimator, *streams, layout.input_moments(vector) if with_moments else None)
+    found = [*(value.grad for value in machine.parameters()), vector]
+    return found, info, [each.raw((1, 1, 2)) for each in streams]
 
 
 def bits(num, dim, seed=0):
@@ -41,13 +45,14 @@ def bits(num, dim, seed=0):
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=["rws", "sleep", "wake", "dreams"])
 @pytest.mark.parametrize("shape", [(5, [3]), (41, [16, 7]), (100, [80, 33, 5])], ids=str)
-def test_a_chain_gives_the_bits_of_its_layers(shape, estimator, monkeypatch):
+@pytest.mark.parametrize("with_moments", [False, True], ids=["gradients", "moments"])
+def test_a_chain_gives_the_bits_of_its_layers(shape, estimator, with_moments, monkeypatch):
     machine, x_BD = machine_of(*shape), bits(9, shape[0])
-    found, info, after = gradients(machine, x_BD, estimator)
+    found, info, after = gradients(machine, x_BD, estimator, with_moments)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "chain_of", lambda *_: None)
-        expected, expected_info, expected_after = gradients(machine, x_BD, estimator)
-    for name, mine, theirs in zip(dict(machine.named_parameters()), found, expected, strict=True):
+        patch.setattr(module, "chain_of", lambda *_, **__: None)
+        expected, expected_info, expected_after = gradients(machine, x_BD, estimator, with_moments)
+    for name, mine, theirs in zip([*dict(machine.named_parameters()), "moments"], found, expected, strict=True):
         assert torch.equal(mine, theirs), name
     for mine, theirs in zip((*info, *after), (*expected_info, *expected_after), strict=True):
         assert torch.equal(mine, theirs)
@@ -67,7 +72,8 @@ def padded_streams(layers, dim):
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=["rws", "sleep", "wake", "dreams"])
 @pytest.mark.parametrize("kind", ["joined", "shared", "padded"])
-def test_a_pack_of_chains_gives_the_bits_of_its_layers(kind, estimator, monkeypatch):
+@pytest.mark.parametrize("with_moments", [False, True], ids=["gradients", "moments"])
+def test_a_pack_of_chains_gives_the_bits_of_its_layers(kind, estimator, with_moments, monkeypatch):
     machine, x_BD = pack_of(41, [16, 7], 3), bits(27, 41)
     mix = torch.tensor([estimator.wake_mix, 0.2, 0.9], dtype=torch.float64).repeat_interleave(9).unsqueeze(1)
     estimator = estimator if estimator.num_samples == 1 else estimator._replace(wake_mix=mix)
@@ -78,19 +84,23 @@ def test_a_pack_of_chains_gives_the_bits_of_its_layers(kind, estimator, monkeypa
         places = [0, 1, 2] if kind == "joined" else [0, 1, 0]
         return [joined([keyed(seed, name) for seed in sorted(set(places))], places) for name in ("wake", "sleep")]
 
-    found = packed_gradients(machine, x_BD, estimator, streams())
+    found = packed_gradients(machine, x_BD, estimator, streams(), with_moments)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "packed_chain_of", lambda *_: None)
-        expected = packed_gradients(machine, x_BD, estimator, streams())
+        patch.setattr(module, "packed_chain_of", lambda *_, **__: None)
+        expected = packed_gradients(machine, x_BD, estimator, streams(), with_moments)
     for mine, theirs in zip(found, expected, strict=True):
         assert torch.equal(mine, theirs)
 
 
-def packed_gradients(machine, x_BD, estimator, streams):
+def packed_gradients(machine, x_BD, estimator, streams, with_moments):
     for value in machine.parameters():
         value.grad = torch.full_like(value, 0.25)
-    info = add_rws_gradients(machine, x_BD, estimator, *streams)
-    return [*(value.grad for value in machine.parameters()), *info]
+    layout = FlatLayout(machine_of(machine.dim, machine.layers))
+    vectors = torch.full((*machine.pack, layout.length), 0.25)
+    info = add_rws_gradients(
+        machine, x_BD, estimator, *streams, layout.input_moments(vectors) if with_moments else None
+    )
+    return [*(value.grad for value in machine.parameters()), *info, vectors]
 
 
 def test_a_pack_of_chains_is_what_is_used_for_packs_of_sigmoid_layers_and_bits_alone():

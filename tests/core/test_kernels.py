@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rws_ray.core import kernels
 from rws_ray.core.estimators import Estimator, add_rws_gradients
-from rws_ray.core.kernels import bits, coins, fused, plain
+from rws_ray.core.kernels import bits, coins, fused, plain, twister
 from rws_ray.core.machine import HelmholtzMachine
 from rws_ray.core.streams import Stream, generator
 
@@ -85,15 +85,15 @@ def test_bits_do_not_depend_on_where_the_operands_lie(units):
     f_CO = draws.normal(size=(7, units)).astype(np.float32)
     words = fused._words(1, 7, 6)
     bits.pack_columns((draws.random((1, 7, 6)) < 0.4).astype(np.float32), words)
-    empty_NO, empty_N, empty_3O = np.zeros((6, units), np.float32), np.zeros(6, np.float32), fused._units(units)
+    empty_NO, empty_N, empty_3O = np.zeros((6, units), np.float32), np.zeros(6, np.float32), fused._units(3, units)
     for _ in range(300):
         logit, raw, unit, log_prob, scratch = anywhere([logit_LO, raw_NO, empty_NO, empty_N, empty_3O], draws)
-        coins.draw(logit, raw, unit, log_prob, scratch)
-        seen["draw"].add(unit.tobytes() + log_prob.tobytes())
+        coins.draw(logit, raw, unit, log_prob, True, scratch)
+        seen["draw"].add(unit.tobytes() + log_prob.tobytes() + logit.tobytes())
         unit, logit, log_prob, scratch = anywhere([unit_NO, logit_LO, empty_N, empty_3O], draws)
-        coins.score(unit, logit, log_prob, scratch)
-        seen["score"].add(log_prob.tobytes())
-        operands = [unit_NO, logit_LO, weight_N, empty_NO, logit_LO[0], empty_3O]
+        coins.score(unit, logit, log_prob, True, scratch)
+        seen["score"].add(log_prob.tobytes() + logit.tobytes())
+        operands = [unit_NO, logit_LO, weight_N, empty_NO, logit_LO[0], empty_3O[0]]
         unit, logit, weight, residual, gradient, scratch = anywhere(operands, draws)
         coins.residuals(unit, logit, weight, residual, gradient[None], scratch)
         seen["residuals"].add(residual.tobytes() + gradient.tobytes())
@@ -189,3 +189,13 @@ def test_an_update_is_the_same_with_either_kind_of_kernel():
     for ours, expected in zip(found["fused"], found["plain"], strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
     assert not torch.equal(found["fused"][0], found["plain"][0])  # the switch does switch
+
+
+@pytest.mark.parametrize("count", [1, 5, 623, 624, 1247, 5000])
+def test_random_words_and_the_state_after_them_are_torchs(count):
+    ours, torchs = generator(3, "words"), generator(3, "words")
+    for _ in range(3):  # whatever the state's next word is
+        assert torch.equal(twister.words((count,), ours), plain.words((count,), torchs))
+        for draw in (torch.rand, torch.randn):
+            assert torch.equal(draw(5, generator=ours), draw(5, generator=torchs))
+    assert torch.equal(ours.get_state(), torchs.get_state())

@@ -41,7 +41,7 @@ def add_rws_gradients(
         moments: where given, the second moments of the layers' inputs are added to it, under the same weights.
     """
     find = packed_chain_of if machine.pack else chain_of
-    chain = find(machine, x_BD, wake, sleep) if moments is None else None
+    chain = find(machine, x_BD, wake, sleep, moments=moments)
     if chain is None:
         logw_BK, weight_BK = _add_by_layers(machine, x_BD, estimator, wake, sleep, moments)
     else:
@@ -85,7 +85,8 @@ def _add_by_chain(
     drawn = chain.draw(estimator.num_samples, wake)
     weight_BK = normalized_weights(drawn.logw)
     w_BK = weight_BK.to(x_BD.dtype)
-    chain.add_sample_gradients(drawn, w_BK, _wake_weights(estimator, w_BK) if estimator.has_wake else None)
+    q_BK = _wake_weights(estimator, w_BK) if estimator.has_wake else None
+    chain.add_sample_gradients(drawn, w_BK, q_BK, estimator.wake_weight(w_BK) * w_BK)
     if estimator.has_sleep:
         num_dreams = len(x_BD) * estimator.num_dreams
         chain.add_dream_gradients(estimator.sleep_weight(x_BD.new_empty(num_dreams, 0)), sleep)

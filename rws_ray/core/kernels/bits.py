@@ -9,6 +9,7 @@ Suffixes: P products of one shape (those of a pack of machines), R rows of bits,
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,8 @@ def _make_table(typing: Any, table: Any, source: Any, stride: Any) -> Any:
         ahead = builder.mul(stride, ir.Constant(_WORD, BLOCK))  # where the same table's rows of the next block lie
         for _ in range(GROUP):
             row = _at(builder, source)[0]
-            _prefetch(builder, builder.add(source, ahead))
+            for end in (0, _ROW - 4):  # a row's lanes may lie on two lines
+                _prefetch(builder, builder.add(source, builder.add(ahead, ir.Constant(_WORD, end))))
             sums += [row, *(builder.fadd(each, row) for each in sums[1:])]
             source = builder.add(source, stride)
         for place, each in enumerate(sums):
@@ -79,27 +81,33 @@ def _copy(typing: Any, target: Any, source: Any) -> Any:
     return types.void(types.intp, types.intp), code
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _look_up(typing: Any, total: Any, tables: Any, word: Any) -> Any:
-    """Add to the LANES floats at `total` the sum that each of the word's codes chooses from its table."""
+def _look_up(num_tables: int) -> Any:
+    """What adds to the LANES floats at `total` the sums that a word's first codes choose, one from each table."""
 
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        total, tables, word = arguments
-        sums = []
-        for table in range(TABLES):
-            shift = 8 * table - 6  # a code times the 64 bytes of a sum is its place in the table
-            amount = ir.Constant(_WORD, abs(shift))
-            moved = builder.lshr(word, amount) if shift > 0 else builder.shl(word, amount)
-            place = builder.add(builder.and_(moved, ir.Constant(_WORD, (_SUMS - 1) << 6)), tables)
-            address = builder.add(place, ir.Constant(_WORD, table * _TABLE))
-            sums.append(_at(builder, address, 64)[0])
-        while len(sums) > 1:
-            sums = [builder.fadd(*sums[pair : pair + 2]) for pair in range(0, len(sums), 2)]
-        old, pointer = _at(builder, total)
-        builder.store(builder.fadd(old, sums[0]), pointer, align=4)
-        return context.get_dummy_value()
+    @intrinsic  # type: ignore[untyped-decorator]
+    def look_up(typing: Any, total: Any, tables: Any, word: Any) -> Any:
+        def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            total, tables, word = arguments
+            sums = []
+            for table in range(num_tables):
+                shift = 8 * table - 6  # a code times the 64 bytes of a sum is its place in the table
+                amount = ir.Constant(_WORD, abs(shift))
+                moved = builder.lshr(word, amount) if shift > 0 else builder.shl(word, amount)
+                place = builder.add(builder.and_(moved, ir.Constant(_WORD, (_SUMS - 1) << 6)), tables)
+                address = builder.add(place, ir.Constant(_WORD, table * _TABLE))
+                sums.append(_at(builder, address, 64)[0])
+            while len(sums) > 1:
+                sums = [functools.reduce(builder.fadd, sums[pair : pair + 2]) for pair in range(0, len(sums), 2)]
+            old, pointer = _at(builder, total)
+            builder.store(builder.fadd(old, sums[0]), pointer, align=4)
+            return context.get_dummy_value()
 
-    return types.void(types.intp, types.intp, types.uint64), code
+        return types.void(types.intp, types.intp, types.uint64), code
+
+    return look_up
+
+
+_look_up_2, _look_up_4, _look_up_6, _look_up_8 = (_look_up(count) for count in (2, 4, 6, 8))
 
 
 @compiled("boolean(float32[:, ::1], uint64[:, :, ::1])")
@@ -157,10 +165,10 @@ def _address(values):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _make_tables(f_CO, first, column, tables, rows):  # type: ignore[no-untyped-def]
+def _make_tables(f_CO, first, column, num_tables, tables, rows):  # type: ignore[no-untyped-def]
     """The tables of a block of rows of f, from `first` on, at LANES columns; what lies beyond f counts as zeros."""
     C, O = f_CO.shape
-    for table in range(TABLES):
+    for table in range(num_tables):
         c = first + table * GROUP
         source, stride = _address(f_CO) + (c * O + column) * 4, O * 4
         # Lanes beyond a row's end hold the next rows' floats, which nobody reads; beyond the last row there are none.
@@ -171,6 +179,23 @@ def _make_tables(f_CO, first, column, tables, rows):  # type: ignore[no-untyped-
                     rows[bit * LANES + lane] = f_CO[c + bit, column + lane]
             source, stride = _address(rows), _ROW
         _make_table(_address(tables) + table * _TABLE, source, stride)
+
+
+@inlined
+def _add_sums(word_R, num_tables, tables, target, stride):  # type: ignore[no-untyped-def]
+    """Add each row's chosen sums to the row of `target`, `stride` bytes from the one before."""
+    if num_tables == TABLES:
+        for r in range(len(word_R)):
+            _look_up_8(target + r * stride, tables, word_R[r])
+    elif num_tables == 6:
+        for r in range(len(word_R)):
+            _look_up_6(target + r * stride, tables, word_R[r])
+    elif num_tables == 4:
+        for r in range(len(word_R)):
+            _look_up_4(target + r * stride, tables, word_R[r])
+    else:
+        for r in range(len(word_R)):
+            _look_up_2(target + r * stride, tables, word_R[r])
 
 
 @compiled("void(uint64[:, :, ::1], float32[:, :, :], float32[:, :], float32[:, :, :], boolean, float32[::1])")
@@ -192,25 +217,32 @@ def product(words_PBR, f_PCO, bias_PO, out_PRO, is_added, scratch):  # type: ign
         f_CO, out_RO = f_PCO[p], out_PRO[p]
         for column in range(0, O, LANES):
             width = min(LANES, O - column)
-            # A last tile that is narrower than a vector is summed aside.
-            target, stride = _address(out_RO) + column * 4, O * 4
-            if width < LANES:
-                target, stride = _address(totals), _ROW
+            # Sums are made aside, on boundaries of whole vectors, where the output's rows do not lie on such.
+            place, stride = _address(out_RO) + column * 4, O * 4
+            is_aside = width < LANES or (place | stride) % _ROW != 0
+            target, step = (_address(totals), _ROW) if is_aside else (place, stride)
             if width < LANES or not is_added:
                 rows[:LANES] = np.float32(0)
                 if not is_added:
                     rows[:width] = bias_PO[p, column : column + width]
                 for r in range(R):
-                    _copy(target + r * stride, _address(rows))
-            for block in range(blocks):
-                _make_tables(f_CO, block * BLOCK, column, tables, rows)
+                    _copy(target + r * step, _address(rows))
+            elif is_aside:
                 for r in range(R):
-                    _look_up(target + r * stride, _address(tables), words_PBR[p, block, r])
+                    _copy(target + r * step, place + r * stride)
+            for block in range(blocks):
+                # A last block of fewer bits takes fewer tables, an even number of them.
+                num_tables = min(TABLES, -(-(f_PCO.shape[1] - block * BLOCK) // (2 * GROUP)) * 2)
+                _make_tables(f_CO, block * BLOCK, column, num_tables, tables, rows)
+                _add_sums(words_PBR[p, block], num_tables, _address(tables), target, step)
             if width < LANES:
                 for r in range(R):
                     for lane in range(width):
                         before = out_RO[r, column + lane] if is_added else np.float32(0)
                         out_RO[r, column + lane] = before + totals[r * LANES + lane]
+            elif is_aside:
+                for r in range(R):
+                    _copy(place + r * stride, target + r * step)
 
 
 def scratch_size(rows: int) -> int:

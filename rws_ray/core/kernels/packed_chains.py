@@ -20,33 +20,41 @@ _add_sample_gradients, _add_dream_gradients = chains.add_sample_gradients, chain
     "void(int64[::1], int64[:, ::1], float32[:, :, ::1], uint64[:, :, ::1], int32[:, ::1], int64[::1], float32[:, ::1],"
     " float32[:, ::1], float64[:, ::1], float32[::1])"
 )
-def draw_samples(widths, parameters_P, x_PBD, words_x_P, raw_G, places, units_P, logits_P, logw_PN, scratch):  # type: ignore[no-untyped-def]
+def draw_samples(widths, parameters_P, x_PBD, words_x_P, raw_G, places, units_P, means_P, logw_PN, scratch):  # type: ignore[no-untyped-def]
     """As chains.draw_samples of each machine."""
     _, blocks, rows = words_x_P.shape
     for p in range(len(parameters_P)):
         words_x = words_x_P[p].reshape((1, blocks, rows))
         _draw_samples(
-            widths, parameters_P[p], x_PBD[p], words_x, raw_G[places[p]], units_P[p], logits_P[p], logw_PN[p], scratch
+            widths, parameters_P[p], x_PBD[p], words_x, raw_G[places[p]], units_P[p], means_P[p], logw_PN[p], scratch
         )
 
 
 @compiled(
-    "void(int64[::1], int64[:, ::1], int64[:, ::1], float32[:, :, ::1], float32[:, ::1], float32[:, ::1],"
-    " float32[:, ::1], float32[:, ::1], float32[::1])"
+    "void(int64[::1], int64[:, ::1], int64[:, ::1], int64[:, ::1], float32[:, :, ::1], float32[:, ::1],"
+    " float32[:, ::1], float32[:, ::1], float32[:, ::1], float32[:, ::1], float32[:, ::1], float32[::1])"
 )
-def add_sample_gradients(widths, parameters_P, gradients_P, x_PBD, units_P, logits_P, p_PN, q_PN, scratch):  # type: ignore[no-untyped-def]
+def add_sample_gradients(  # type: ignore[no-untyped-def]
+    widths, parameters_P, gradients_P, moments_P, x_PBD, units_P, means_P, p_PN, q_PN, moment_PN, moment_PB, scratch
+):
     """As chains.add_sample_gradients of each machine."""
     for p in range(len(parameters_P)):
         _add_sample_gradients(
-            widths, parameters_P[p], gradients_P[p], x_PBD[p], units_P[p], logits_P[p], p_PN[p], q_PN[p], scratch
-        )
+            widths, parameters_P[p], gradients_P[p], moments_P[p], x_PBD[p], units_P[p], means_P[p], p_PN[p], q_PN[p],
+            moment_PN[p], moment_PB[p], scratch,
+        )  # fmt: skip
 
 
-@compiled("void(int64[::1], int64[:, ::1], int64[:, ::1], int32[:, ::1], int64[::1], float32[:, ::1], float32[::1])")
-def add_dream_gradients(widths, parameters_P, gradients_P, raw_G, places, weight_PM, scratch):  # type: ignore[no-untyped-def]
+@compiled(
+    "void(int64[::1], int64[:, ::1], int64[:, ::1], int64[:, ::1], int32[:, ::1], int64[::1], float32[:, ::1],"
+    " float32[::1])"
+)
+def add_dream_gradients(widths, parameters_P, gradients_P, moments_P, raw_G, places, weight_PM, scratch):  # type: ignore[no-untyped-def]
     """As chains.add_dream_gradients of each machine."""
     for p in range(len(parameters_P)):
-        _add_dream_gradients(widths, parameters_P[p], gradients_P[p], raw_G[places[p]], weight_PM[p], scratch)
+        _add_dream_gradients(
+            widths, parameters_P[p], gradients_P[p], moments_P[p], raw_G[places[p]], weight_PM[p], scratch
+        )
 
 
 def packed_rows(x_BD: np.ndarray, size: int) -> np.ndarray | None:
