@@ -23,6 +23,7 @@ from rws_ray.core.streams import Stream, joined, keyed
 from rws_ray.training.flat import FlatLayout
 from rws_ray.training.optimizers import Natural, Rates, single
 from rws_ray.training.reduction import Group, TreeSum
+from rws_ray.training.smoothness import add_penalty_gradient
 from rws_ray.training.update import Updater, make_optimizer, training_num_samples
 
 Seed = tuple[int, int]  # of a run, and its step
@@ -208,6 +209,8 @@ class Stack:
     def _move(self, gradient: Tensor, steps: Sequence[int]) -> None:
         rates = [updater.rates(step) for updater, step in zip(self.updaters, steps, strict=True)]
         columns = Rates(*(self._column(values) for values in zip(*rates, strict=True)))
+        if self.job.optim.smoothness:
+            add_penalty_gradient(gradient, self.theta, self.updaters[0].machine, self.job.optim.smoothness)
         self.optimizer.update(self.theta, gradient, columns)
         if self.average is not None:
             self.average.lerp_(self.theta, single(columns.average))

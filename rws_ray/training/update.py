@@ -32,6 +32,7 @@ from rws_ray.training.optimizers import (
 )
 from rws_ray.training.reduction import Group, PlainSum, TreeSum
 from rws_ray.training.replicas import replicas
+from rws_ray.training.smoothness import add_penalty_gradient
 from rws_ray.training.threads import alone
 from rws_ray.training.unseen import DeviceUpdate, can_run_unseen
 
@@ -160,6 +161,8 @@ class Updater:
             self.optimizer.add_moments(total[self.layout.num_summed :], rates.moments)
             if self.optimizer.wants_refresh(step):
                 self.optimizer.refresh(is_first=step == 0)
+        if self.job.optim.smoothness:
+            add_penalty_gradient(gradient, self.theta, self.machine, self.job.optim.smoothness)
         self.optimizer.update(self.theta, gradient, rates)
         if self.local is not None:
             self.local.moved(float(rates.average))

@@ -25,12 +25,13 @@ SHAPES = {
     "adam": {"optim__name": "adam", "optim__average": 0.0},
     "sgd": {"optim__name": "sgd", "estimator__num_samples": 1, "estimator__num_dreams": 2},
     "wide": {"model__layers": [37, 21], "scale__micro_shards": 3, "estimator__control_variate": True},
+    "smooth": {"optim__smoothness": 0.3, "scale__micro_shards": 2},
     "grey": {"scale__micro_shards": 2, "model__layers": [17]},
 }
 
 
 def updaters(shape: dict, own: list[dict], kind: str = "binary") -> list[Updater]:
-    dataset = tiny_dataset(kind=kind)
+    dataset = tiny_dataset(kind=kind, shape=(3, 4))
     examples = Examples(dataset.train, torch.device("cpu"))
     jobs = [tiny_job(**shape, **each) for each in own]
     assert len({shape_of(job) for job in jobs}) == 1

@@ -31,7 +31,7 @@ def tiny_job(**changes: Any) -> Job:
     return make_job(unflatten(TINY | {key.replace("__", "."): value for key, value in changes.items()}))
 
 
-def tiny_dataset(num_train: int = 37, kind: str = "binary", dim: int = 12) -> Dataset:
+def tiny_dataset(num_train: int = 37, kind: str = "binary", dim: int = 12, shape: tuple[int, ...] = ()) -> Dataset:
     """Rows with structure to learn: two noisy prototypes. 37 rows in batches of 10 leave a ragged one of 7."""
     draws = np.random.default_rng(1)
     prototypes = draws.random((2, dim)) < 0.5
@@ -43,7 +43,7 @@ def tiny_dataset(num_train: int = 37, kind: str = "binary", dim: int = 12) -> Da
         else:
             cells = x_ND.astype(np.uint8)
         row_kind: Kind = "gray8" if kind == "gray8" and split == "train" else "binary"
-        splits.append(make_split(cells, name="tiny", split=split, kind=row_kind))
+        splits.append(make_split(cells, name="tiny", split=split, kind=row_kind, shape=shape))
     return Dataset("tiny", *splits)
 
 
