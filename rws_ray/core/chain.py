@@ -8,7 +8,7 @@ Suffixes: B batch, K samples per example, N = B K rows, D visible units.
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,12 +19,15 @@ from rws_ray.core.layers import BernoulliPrior, SigmoidLayer
 from rws_ray.core.machine import HelmholtzMachine
 from rws_ray.core.streams import Stream
 
+if TYPE_CHECKING:
+    from rws_ray.core.estimators.weighted import InputMoments
+
 
 class Samples(NamedTuple):
-    """Units of all layers and logits of all of q's and p's, as kernels.chains leaves them, and log w (B, K) float64."""
+    """Units of all layers and means of all of q's and p's, as kernels.chains leaves them, and log w (B, K) float64."""
 
     units: np.ndarray
-    logits: np.ndarray
+    means: np.ndarray
     logw: Tensor
 
 
@@ -35,14 +38,19 @@ class Chain:
         machine: one for which `is_chain` holds; its parameters must have `.grad` tensors.
         x_BD: examples, 0 and 1.
         words_x: the same as packed rows.
+        moments: where given, the second moments of the layers' inputs are added to it with the gradients.
     """
 
-    def __init__(self, machine: HelmholtzMachine, x_BD: Tensor, words_x: np.ndarray):
+    def __init__(
+        self, machine: HelmholtzMachine, x_BD: Tensor, words_x: np.ndarray, moments: InputMoments | None = None
+    ):
         self.widths = np.array([machine.dim, *machine.layers])
         parameters = machine.parameters_in_order()
         self.parameters = np.array([each.data_ptr() for each in parameters])
         self.gradients = np.array([each.grad.data_ptr() for each in parameters if each.grad is not None])
         assert len(self.gradients) == len(self.parameters)
+        wanted = [] if moments is None else [each for layer in (*moments.p, *moments.q) for each in layer]
+        self.moments = np.array([each.data_ptr() for each in wanted], np.int64)
         self.x_BD, self.words_x = x_BD.numpy(), words_x
 
     def draw(self, num_samples: int, stream: Stream) -> Samples:
@@ -50,21 +58,24 @@ class Chain:
         B, N, first = len(self.x_BD), len(self.x_BD) * num_samples, int(self.widths[1])
         hidden, below = int(self.widths[1:].sum()), int(self.widths[:-1].sum())
         units = np.empty(N * hidden, np.float32)
-        logits = np.empty(B * first + N * (hidden - first + below), np.float32)
+        means = np.empty(B * first + N * (hidden - first + below), np.float32)
         logw_BK = torch.empty(B, num_samples, dtype=torch.float64)
         _compiled().draw_samples(
-            self.widths, self.parameters, self.x_BD, self.words_x, _raw(stream, N, self.widths[1:]), units, logits,
+            self.widths, self.parameters, self.x_BD, self.words_x, _raw(stream, N, self.widths[1:]), units, means,
             logw_BK.view(-1).numpy(), self._scratch(N),
         )  # fmt: skip
-        return Samples(units, logits, logw_BK)
+        return Samples(units, means, logw_BK)
 
-    def add_sample_gradients(self, drawn: Samples, p_BK: Tensor, q_BK: Tensor | None) -> None:
-        """Add −Σ weight · ∂ log p(x, h) and, where it has weights, −Σ weight · ∂ log q(h|x) to the gradients."""
+    def add_sample_gradients(self, drawn: Samples, p_BK: Tensor, q_BK: Tensor | None, moment_BK: Tensor) -> None:
+        """Add −Σ weight · ∂ log p(x, h) and, where it has weights, −Σ weight · ∂ log q(h|x) to the gradients.
+
+        p's moments come under `p_BK`, q's under `moment_BK`.
+        """
         p_N = p_BK.reshape(-1).numpy()
         q_N = p_N[:0] if q_BK is None else q_BK.reshape(-1).numpy()
         _compiled().add_sample_gradients(
-            self.widths, self.parameters, self.gradients, self.x_BD, drawn.units, drawn.logits, p_N, q_N,
-            self._scratch(len(p_N)),
+            self.widths, self.parameters, self.gradients, self.moments, self.x_BD, drawn.units, drawn.means, p_N, q_N,
+            moment_BK.reshape(-1).numpy(), moment_BK.sum(1).numpy(), self._scratch(len(p_N)),
         )  # fmt: skip
 
     def add_dream_gradients(self, weight_M: Tensor, stream: Stream) -> None:
@@ -72,15 +83,18 @@ class Chain:
         num = len(weight_M)
         raw = _raw(stream, num, self.widths[::-1])
         _compiled().add_dream_gradients(
-            self.widths, self.parameters, self.gradients, raw, weight_M.view(-1).numpy(), self._scratch(num)
-        )
+            self.widths, self.parameters, self.gradients, self.moments, raw, weight_M.view(-1).numpy(),
+            self._scratch(num),
+        )  # fmt: skip
 
     def _scratch(self, rows: int) -> np.ndarray:
-        size = _compiled().bits.scratch_size(max(rows, int(self.widths.max())))
+        size = _compiled().bits.scratch_size(max(rows, int(self.widths.max()) + 1))
         return torch.empty(size).numpy()  # torch's memory lies on 64-byte boundaries
 
 
-def chain_of(machine: HelmholtzMachine, x_BD: Tensor, *streams: Stream) -> Chain | None:
+def chain_of(
+    machine: HelmholtzMachine, x_BD: Tensor, *streams: Stream, moments: InputMoments | None = None
+) -> Chain | None:
     """The machine as a chain; None where it is no such thing, or no such kernels are in use here."""
     if not kernels.are_fused(x_BD, *machine.parameters()) or any(type(each) is not Stream for each in streams):
         return None
@@ -93,7 +107,7 @@ def chain_of(machine: HelmholtzMachine, x_BD: Tensor, *streams: Stream) -> Chain
         return None
     x_BD = x_BD.contiguous()
     words_x = _compiled().packed_rows(x_BD.numpy())
-    return None if words_x is None else Chain(machine, x_BD, words_x)
+    return None if words_x is None else Chain(machine, x_BD, words_x, moments)
 
 
 def _raw(stream: Stream, rows: int, widths: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from rws_ray.core.chain import chain_of
 from rws_ray.core.estimators import Estimator, add_rws_gradients
 from rws_ray.core.estimators import rws as module
 from rws_ray.core.streams import Stream, generator
+from rws_ray.training.flat import FlatLayout
 
 ESTIMATORS = [
     Estimator(5),
@@ -25,12 +26,15 @@ def machine_of(dim, layers, seed=0, **kinds):
     return machine
 
 
-def gradients(machine, x_BD, estimator):
+def gradients(machine, x_BD, estimator, with_moments=False):
     for value in machine.parameters():
         value.grad = torch.full_like(value, 0.25)
     streams = [Stream(generator(0, purpose)) for purpose in ("wake", "sleep")]
-    info = add_rws_gradients(machine, x_BD, estimator, *streams)
-    return [value.grad for value in machine.parameters()], info, [each.raw((1, 1, 2)) for each in streams]
+    layout = FlatLayout(machine)
+    vector = torch.full((layout.length,), 0.25)
+    info = add_rws_gradients(machine, x_BD, estimator, *streams, layout.input_moments(vector) if with_moments else None)
+    found = [*(value.grad for value in machine.parameters()), vector]
+    return found, info, [each.raw((1, 1, 2)) for each in streams]
 
 
 def bits(num, dim, seed=0):
@@ -39,13 +43,14 @@ def bits(num, dim, seed=0):
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=["rws", "sleep", "wake", "dreams"])
 @pytest.mark.parametrize("shape", [(5, [3]), (41, [16, 7]), (100, [80, 33, 5])], ids=str)
-def test_a_chain_gives_the_bits_of_its_layers(shape, estimator, monkeypatch):
+@pytest.mark.parametrize("with_moments", [False, True], ids=["gradients", "moments"])
+def test_a_chain_gives_the_bits_of_its_layers(shape, estimator, with_moments, monkeypatch):
     machine, x_BD = machine_of(*shape), bits(9, shape[0])
-    found, info, after = gradients(machine, x_BD, estimator)
+    found, info, after = gradients(machine, x_BD, estimator, with_moments)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "chain_of", lambda *_: None)
-        expected, expected_info, expected_after = gradients(machine, x_BD, estimator)
-    for name, mine, theirs in zip(dict(machine.named_parameters()), found, expected, strict=True):
+        patch.setattr(module, "chain_of", lambda *_, **__: None)
+        expected, expected_info, expected_after = gradients(machine, x_BD, estimator, with_moments)
+    for name, mine, theirs in zip([*dict(machine.named_parameters()), "moments"], found, expected, strict=True):
         assert torch.equal(mine, theirs), name
     for mine, theirs in zip((*info, *after), (*expected_info, *expected_after), strict=True):
         assert torch.equal(mine, theirs)

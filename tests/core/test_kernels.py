@@ -85,15 +85,15 @@ def test_bits_do_not_depend_on_where_the_operands_lie(units):
     f_CO = draws.normal(size=(7, units)).astype(np.float32)
     words = fused._words(1, 7, 6)
     bits.pack_columns((draws.random((1, 7, 6)) < 0.4).astype(np.float32), words)
-    empty_NO, empty_N, empty_3O = np.zeros((6, units), np.float32), np.zeros(6, np.float32), fused._units(units)
+    empty_NO, empty_N, empty_3O = np.zeros((6, units), np.float32), np.zeros(6, np.float32), fused._units(3, units)
     for _ in range(300):
         logit, raw, unit, log_prob, scratch = anywhere([logit_LO, raw_NO, empty_NO, empty_N, empty_3O], draws)
-        coins.draw(logit, raw, unit, log_prob, scratch)
-        seen["draw"].add(unit.tobytes() + log_prob.tobytes())
+        coins.draw(logit, raw, unit, log_prob, True, scratch)
+        seen["draw"].add(unit.tobytes() + log_prob.tobytes() + logit.tobytes())
         unit, logit, log_prob, scratch = anywhere([unit_NO, logit_LO, empty_N, empty_3O], draws)
-        coins.score(unit, logit, log_prob, scratch)
-        seen["score"].add(log_prob.tobytes())
-        operands = [unit_NO, logit_LO, weight_N, empty_NO, logit_LO[0], empty_3O]
+        coins.score(unit, logit, log_prob, True, scratch)
+        seen["score"].add(log_prob.tobytes() + logit.tobytes())
+        operands = [unit_NO, logit_LO, weight_N, empty_NO, logit_LO[0], empty_3O[0]]
         unit, logit, weight, residual, gradient, scratch = anywhere(operands, draws)
         coins.residuals(unit, logit, weight, residual, gradient[None], scratch)
         seen["residuals"].add(residual.tobytes() + gradient.tobytes())

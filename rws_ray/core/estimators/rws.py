@@ -39,7 +39,7 @@ def add_rws_gradients(
         wake, sleep: random numbers of the two phases.
         moments: where given, the second moments of the layers' inputs are added to it, under the same weights.
     """
-    chain = chain_of(machine, x_BD, wake, sleep) if moments is None else None
+    chain = chain_of(machine, x_BD, wake, sleep, moments=moments)
     if chain is None:
         logw_BK, weight_BK = _add_by_layers(machine, x_BD, estimator, wake, sleep, moments)
     else:
@@ -83,7 +83,8 @@ def _add_by_chain(
     drawn = chain.draw(estimator.num_samples, wake)
     weight_BK = normalized_weights(drawn.logw)
     w_BK = weight_BK.to(x_BD.dtype)
-    chain.add_sample_gradients(drawn, w_BK, _wake_weights(estimator, w_BK) if estimator.has_wake else None)
+    q_BK = _wake_weights(estimator, w_BK) if estimator.has_wake else None
+    chain.add_sample_gradients(drawn, w_BK, q_BK, estimator.wake_weight(w_BK) * w_BK)
     if estimator.has_sleep:
         num_dreams = len(x_BD) * estimator.num_dreams
         chain.add_dream_gradients(estimator.sleep_weight(x_BD.new_empty(num_dreams, 0)), sleep)

@@ -9,6 +9,7 @@ Suffixes: P products of one shape (those of a pack of machines), R rows of bits,
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,16 @@ def _at(builder: Any, address: Any, alignment: int = 4) -> tuple[Any, Any]:
     return builder.load(pointer, align=alignment), pointer
 
 
+def _prefetch(builder: Any, address: Any) -> None:
+    """Have the line there come near: rows lie too far apart for the processor to foresee. Any address will do."""
+    pointer = builder.inttoptr(address, ir.IntType(8).as_pointer())
+    flag = ir.IntType(32)
+    function = builder.module.declare_intrinsic(
+        "llvm.prefetch", [pointer.type], ir.FunctionType(ir.VoidType(), [pointer.type, flag, flag, flag])
+    )
+    builder.call(function, [pointer, *(ir.Constant(flag, value) for value in (0, 3, 1))])  # to read, keep, data
+
+
 @intrinsic  # type: ignore[untyped-decorator]
 def _make_table(typing: Any, table: Any, source: Any, stride: Any) -> Any:
     """All sums of subsets of GROUP rows, `stride` bytes apart from `source` on, LANES columns wide, by their code."""
@@ -43,8 +54,10 @@ def _make_table(typing: Any, table: Any, source: Any, stride: Any) -> Any:
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         table, source, stride = arguments
         sums = [ir.Constant(_VECTOR, [0.0] * LANES)]
+        ahead = builder.mul(stride, ir.Constant(_WORD, BLOCK))  # where the same table's rows of the next block lie
         for _ in range(GROUP):
             row = _at(builder, source)[0]
+            _prefetch(builder, builder.add(source, ahead))
             sums += [row, *(builder.fadd(each, row) for each in sums[1:])]
             source = builder.add(source, stride)
         for place, each in enumerate(sums):
@@ -67,27 +80,33 @@ def _copy(typing: Any, target: Any, source: Any) -> Any:
     return types.void(types.intp, types.intp), code
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _look_up(typing: Any, total: Any, tables: Any, word: Any) -> Any:
-    """Add to the LANES floats at `total` the sum that each of the word's codes chooses from its table."""
+def _look_up(num_tables: int) -> Any:
+    """What adds to the LANES floats at `total` the sums that a word's first codes choose, one from each table."""
 
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        total, tables, word = arguments
-        sums = []
-        for table in range(TABLES):
-            shift = 8 * table - 6  # a code times the 64 bytes of a sum is its place in the table
-            amount = ir.Constant(_WORD, abs(shift))
-            moved = builder.lshr(word, amount) if shift > 0 else builder.shl(word, amount)
-            place = builder.add(builder.and_(moved, ir.Constant(_WORD, (_SUMS - 1) << 6)), tables)
-            address = builder.add(place, ir.Constant(_WORD, table * _TABLE))
-            sums.append(_at(builder, address, 64)[0])
-        while len(sums) > 1:
-            sums = [builder.fadd(*sums[pair : pair + 2]) for pair in range(0, len(sums), 2)]
-        old, pointer = _at(builder, total)
-        builder.store(builder.fadd(old, sums[0]), pointer, align=4)
-        return context.get_dummy_value()
+    @intrinsic  # type: ignore[untyped-decorator]
+    def look_up(typing: Any, total: Any, tables: Any, word: Any) -> Any:
+        def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            total, tables, word = arguments
+            sums = []
+            for table in range(num_tables):
+                shift = 8 * table - 6  # a code times the 64 bytes of a sum is its place in the table
+                amount = ir.Constant(_WORD, abs(shift))
+                moved = builder.lshr(word, amount) if shift > 0 else builder.shl(word, amount)
+                place = builder.add(builder.and_(moved, ir.Constant(_WORD, (_SUMS - 1) << 6)), tables)
+                address = builder.add(place, ir.Constant(_WORD, table * _TABLE))
+                sums.append(_at(builder, address, 64)[0])
+            while len(sums) > 1:
+                sums = [functools.reduce(builder.fadd, sums[pair : pair + 2]) for pair in range(0, len(sums), 2)]
+            old, pointer = _at(builder, total)
+            builder.store(builder.fadd(old, sums[0]), pointer, align=4)
+            return context.get_dummy_value()
 
-    return types.void(types.intp, types.intp, types.uint64), code
+        return types.void(types.intp, types.intp, types.uint64), code
+
+    return look_up
+
+
+_look_up_2, _look_up_4, _look_up_6, _look_up_8 = (_look_up(count) for count in (2, 4, 6, 8))
 
 
 @compiled("boolean(float32[:, ::1], uint64[:, :, ::1])")
@@ -139,20 +158,43 @@ def pack_columns(y_PCR, words_PBR):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _make_tables(f_CO, first, column, tables, rows):  # type: ignore[no-untyped-def]
+def _address(values):  # type: ignore[no-untyped-def]
+    """Where an array begins, as a signed integer: unsigned ones and counters of loops would add up as floats."""
+    return np.intp(values.ctypes.data)
+
+
+@inlined
+def _make_tables(f_CO, first, column, num_tables, tables, rows):  # type: ignore[no-untyped-def]
     """The tables of a block of rows of f, from `first` on, at LANES columns; what lies beyond f counts as zeros."""
     C, O = f_CO.shape
-    for table in range(TABLES):
+    for table in range(num_tables):
         c = first + table * GROUP
-        source, stride = f_CO.ctypes.data + (c * O + column) * 4, O * 4
+        source, stride = _address(f_CO) + (c * O + column) * 4, O * 4
         # Lanes beyond a row's end hold the next rows' floats, which nobody reads; beyond the last row there are none.
         if c + GROUP > C or (c + GROUP - 1) * O + column + LANES > C * O:
             rows[:] = np.float32(0)
             for bit in range(min(GROUP, C - c)):
                 for lane in range(min(LANES, O - column)):
                     rows[bit * LANES + lane] = f_CO[c + bit, column + lane]
-            source, stride = rows.ctypes.data, _ROW
-        _make_table(tables.ctypes.data + table * _TABLE, source, stride)
+            source, stride = _address(rows), _ROW
+        _make_table(_address(tables) + table * _TABLE, source, stride)
+
+
+@inlined
+def _add_sums(word_R, num_tables, tables, target, stride):  # type: ignore[no-untyped-def]
+    """Add each row's chosen sums to the row of `target`, `stride` bytes from the one before."""
+    if num_tables == TABLES:
+        for r in range(len(word_R)):
+            _look_up_8(target + r * stride, tables, word_R[r])
+    elif num_tables == 6:
+        for r in range(len(word_R)):
+            _look_up_6(target + r * stride, tables, word_R[r])
+    elif num_tables == 4:
+        for r in range(len(word_R)):
+            _look_up_4(target + r * stride, tables, word_R[r])
+    else:
+        for r in range(len(word_R)):
+            _look_up_2(target + r * stride, tables, word_R[r])
 
 
 @compiled("void(uint64[:, :, ::1], float32[:, :, :], float32[:, :], float32[:, :, :], boolean, float32[::1])")
@@ -175,19 +217,20 @@ def product(words_PBR, f_PCO, bias_PO, out_PRO, is_added, scratch):  # type: ign
         for column in range(0, O, LANES):
             width = min(LANES, O - column)
             # A last tile that is narrower than a vector is summed aside.
-            target, stride = out_RO.ctypes.data + column * 4, O * 4
+            target, stride = _address(out_RO) + column * 4, O * 4
             if width < LANES:
-                target, stride = totals.ctypes.data, _ROW
+                target, stride = _address(totals), _ROW
             if width < LANES or not is_added:
                 rows[:LANES] = np.float32(0)
                 if not is_added:
                     rows[:width] = bias_PO[p, column : column + width]
                 for r in range(R):
-                    _copy(target + r * stride, rows.ctypes.data)
+                    _copy(target + r * stride, _address(rows))
             for block in range(blocks):
-                _make_tables(f_CO, block * BLOCK, column, tables, rows)
-                for r in range(R):
-                    _look_up(target + r * stride, tables.ctypes.data, words_PBR[p, block, r])
+                # A last block of fewer bits takes fewer tables, an even number of them.
+                num_tables = min(TABLES, -(-(f_PCO.shape[1] - block * BLOCK) // (2 * GROUP)) * 2)
+                _make_tables(f_CO, block * BLOCK, column, num_tables, tables, rows)
+                _add_sums(words_PBR[p, block], num_tables, _address(tables), target, stride)
             if width < LANES:
                 for r in range(R):
                     for lane in range(width):

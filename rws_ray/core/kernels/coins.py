@@ -47,20 +47,27 @@ def _fill_mean(logit_O, mean_O):  # type: ignore[no-untyped-def]
     """mean = σ(a)."""
     for o in range(len(logit_O)):
         a = logit_O[o]
-        e = _exp(-abs(a))
-        inverse = _f(1) / (_f(1) + e)
-        mean_O[o] = (inverse if a >= _f(0) else e * inverse) + (a - a)  # NaN stays NaN
+        mean_O[o] = _mean(a, _exp(-abs(a)))
 
 
 @inlined
-def _fill_loss(logit_O, on_O, off_O):  # type: ignore[no-untyped-def]
-    """−log p of a unit that is on, softplus(−a), and of one that is off, softplus(a).
+def _mean(a, e):  # type: ignore[no-untyped-def]
+    """σ(a), e = exp(−|a|)."""
+    inverse = _f(1) / (_f(1) + e)
+    return (inverse if a >= _f(0) else e * inverse) + (a - a)  # NaN stays NaN
+
+
+@inlined
+def _fill(logit_O, mean_O, on_O, off_O):  # type: ignore[no-untyped-def]
+    """σ(a), and −log p of a unit that is on, softplus(−a), and of one that is off, softplus(a).
 
     softplus(a) = max(a, 0) + log(1 + e^-|a|): both parts are positive, so that sums of them never cancel.
     """
     for o in range(len(logit_O)):
         a = logit_O[o]
-        shared = _log1p(_exp(-abs(a))) + (a - a)  # NaN stays NaN
+        e = _exp(-abs(a))
+        shared = _log1p(e) + (a - a)  # NaN stays NaN
+        mean_O[o] = _mean(a, e)
         on_O[o] = max(-a, _f(0)) + shared
         off_O[o] = max(a, _f(0)) + shared
 
@@ -89,49 +96,78 @@ def _alive(logit_O):  # type: ignore[no-untyped-def]
     return alive
 
 
-@compiled("void(float32[:, ::1], int32[:, ::1], float32[:, ::1], float32[::1], float32[:, ::1])")
-def draw(logit_LO, raw_NO, unit_NO, log_prob_N, scratch_3O):  # type: ignore[no-untyped-def]
-    """Units h = [u < σ(a)], u the low 24 bits of `raw` over 2²⁴, and their log-probabilities."""
-    L, O = logit_LO.shape
+@inlined
+def _toss(raw_O, mean_O, unit_O):  # type: ignore[no-untyped-def]
+    """h = [u < σ(a)], u the low 24 bits of `raw` over 2²⁴."""
+    for o in range(len(unit_O)):
+        unit_O[o] = _f(1) if _f(raw_O[o] & _24_BITS) * _UNIFORM < mean_O[o] else _f(0)
+
+
+@compiled("void(float32[:, ::1], int32[:, ::1], float32[:, ::1], float32[::1], boolean, float32[:, ::1])")
+def draw(logit_LO, raw_NO, unit_NO, log_prob_N, keeps_means, scratch_3O):  # type: ignore[no-untyped-def]
+    """Units and their log-probabilities; where `keeps_means`, means take the logits' place."""
+    L = len(logit_LO)
     share = len(raw_NO) // max(L, 1)
     mean_O, on_O, off_O = scratch_3O[0], scratch_3O[1], scratch_3O[2]
     for row in range(L):
-        _fill_mean(logit_LO[row], mean_O)
-        _fill_loss(logit_LO[row], on_O, off_O)
         alive = _alive(logit_LO[row])
+        _fill(logit_LO[row], mean_O, on_O, off_O)
+        if keeps_means:
+            logit_LO[row] = mean_O
         for n in range(row * share, (row + 1) * share):
-            for o in range(O):
-                unit_NO[n, o] = _f(1) if _f(raw_NO[n, o] & _24_BITS) * _UNIFORM < mean_O[o] else _f(0)
+            _toss(raw_NO[n], mean_O, unit_NO[n])
             log_prob_N[n] = -_sum_of_losses(unit_NO[n, :alive], on_O[:alive], off_O[:alive])
 
 
-@compiled("void(float32[:, ::1], float32[:, ::1], float32[::1], float32[:, ::1])")
-def score(unit_MO, logit_LO, log_prob_N, scratch_3O):  # type: ignore[no-untyped-def]
-    """log p = −Σ_i (h_i softplus(−a_i) + (1 − h_i) softplus(a_i)), shared where units or logits have fewer rows."""
+@compiled("void(float32[:, ::1], int32[:, ::1], float32[:, ::1], float32[::1])")
+def toss(logit_LO, raw_NO, unit_NO, mean_O):  # type: ignore[no-untyped-def]
+    """Units alone; `mean_O` is scratch."""
+    L = len(logit_LO)
+    share = len(raw_NO) // max(L, 1)
+    for row in range(L):
+        _fill_mean(logit_LO[row], mean_O)
+        for n in range(row * share, (row + 1) * share):
+            _toss(raw_NO[n], mean_O, unit_NO[n])
+
+
+@compiled("void(float32[:, ::1], float32[:, ::1], float32[::1], boolean, float32[:, ::1])")
+def score(unit_MO, logit_LO, log_prob_N, keeps_means, scratch_3O):  # type: ignore[no-untyped-def]
+    """log p = −Σ_i (h_i softplus(−a_i) + (1 − h_i) softplus(a_i)), shared where units or logits have fewer rows.
+
+    Means as in `draw`.
+    """
     L = len(logit_LO)
     N = len(log_prob_N)
     share, unit_share = N // max(L, 1), N // max(len(unit_MO), 1)
-    on_O, off_O = scratch_3O[0], scratch_3O[1]
+    mean_O, on_O, off_O = scratch_3O[0], scratch_3O[1], scratch_3O[2]
     for row in range(L):
-        _fill_loss(logit_LO[row], on_O, off_O)
         alive = _alive(logit_LO[row])
+        _fill(logit_LO[row], mean_O, on_O, off_O)
+        if keeps_means:
+            logit_LO[row] = mean_O
         for n in range(row * share, (row + 1) * share):
             log_prob_N[n] = -_sum_of_losses(unit_MO[n // unit_share, :alive], on_O[:alive], off_O[:alive])
 
 
-@compiled("void(float32[:, ::1], float32[:, ::1], float32[::1], float32[:, ::1], float32[:, :], float32[:, ::1])")
-def residuals(unit_MO, logit_LO, weight_N, residual_RO, bias_gradient_PO, scratch_3O):  # type: ignore[no-untyped-def]
+@compiled("void(float32[:, ::1], float32[:, ::1])")
+def means(logit_LO, mean_LO):  # type: ignore[no-untyped-def]
+    """σ(a)."""
+    for row in range(len(logit_LO)):
+        _fill_mean(logit_LO[row], mean_LO[row])
+
+
+@compiled("void(float32[:, ::1], float32[:, ::1], float32[::1], float32[:, ::1], float32[:, :], float32[::1])")
+def residuals(unit_MO, mean_LO, weight_N, residual_RO, bias_gradient_PO, bias_O):  # type: ignore[no-untyped-def]
     """r = weight · (σ(a) − h), summed over the rows n that share a row of `residual`; Σ r is added to the bias's.
 
-    The rows of a pack's P machines come one machine after another, each with a bias of its own.
+    The rows of a pack's P machines come one machine after another, each with a bias of its own. `bias_O` is scratch.
     """
-    L, O = logit_LO.shape
+    L, O = mean_LO.shape
     N = len(weight_N)
     share, unit_share, sum_share = N // max(L, 1), N // max(len(unit_MO), 1), N // max(len(residual_RO), 1)
-    mean_O, bias_O = scratch_3O[0], scratch_3O[1]
     bias_share = L // len(bias_gradient_PO)
     for row in range(L):
-        _fill_mean(logit_LO[row], mean_O)
+        mean_O = mean_LO[row]
         if row % bias_share == 0:
             bias_O[:] = bias_gradient_PO[row // bias_share]
         for n in range(row * share, (row + 1) * share):

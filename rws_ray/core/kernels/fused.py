@@ -33,7 +33,7 @@ def draw(logits_BKO: Tensor, num_samples: int, stream: Stream) -> tuple[Tensor, 
     B, _, O = logits_BKO.shape
     raw_BKO = stream.raw((B, num_samples, O))
     h_BKO, log_prob_BK = torch.empty(B, num_samples, O), torch.empty(B, num_samples)
-    coins.draw(_rows(logits_BKO), _rows(raw_BKO), _rows(h_BKO), log_prob_BK.view(-1).numpy(), _units(O))
+    coins.draw(_rows(logits_BKO), _rows(raw_BKO), _rows(h_BKO), log_prob_BK.view(-1).numpy(), False, _units(3, O))
     return h_BKO, log_prob_BK
 
 
@@ -41,7 +41,8 @@ def log_prob(h_BKO: Tensor, logits_BKO: Tensor) -> Tensor:
     """As kernels.log_prob."""
     B, K = max(h_BKO.shape[0], logits_BKO.shape[0]), max(h_BKO.shape[1], logits_BKO.shape[1])
     log_prob_BK = torch.empty(B, K)
-    coins.score(_rows(h_BKO), _rows(logits_BKO), log_prob_BK.view(-1).numpy(), _units(logits_BKO.shape[2]))
+    O = logits_BKO.shape[2]
+    coins.score(_rows(h_BKO), _rows(logits_BKO), log_prob_BK.view(-1).numpy(), False, _units(3, O))
     return log_prob_BK
 
 
@@ -58,9 +59,11 @@ def add_gradient(
     N = inputs.shape[0] * inputs.shape[1]
     residual_NO = torch.empty(N, logits.shape[2])
     weight_N = weight_BK.reshape(-1).contiguous().numpy()
-    scratch_3O = _units(logits.shape[2])
     bias_PO = _packed(bias_grad, 1).numpy()
-    coins.residuals(_rows(units), _rows(logits), weight_N, residual_NO.numpy(), bias_PO, scratch_3O)
+    logit_LO = _rows(logits)
+    mean_LO = _units(*logit_LO.shape)
+    coins.means(logit_LO, mean_LO)
+    coins.residuals(_rows(units), mean_LO, weight_N, residual_NO.numpy(), bias_PO, _units(1, logits.shape[2])[0])
     if weight_grad is not None:
         _add_product(weight_grad, inputs.reshape(N, -1), residual_NO)
 
@@ -106,9 +109,9 @@ def _words(packed: int, num_bits: int, rows: int) -> np.ndarray:
     return np.empty((packed, -(-num_bits // bits.BLOCK), rows), np.uint64)
 
 
-def _units(num_units: int) -> np.ndarray:
-    """Room for what `coins` works out of a row of logits."""
-    return np.empty((3, num_units), np.float32)
+def _units(rows: int, num_units: int) -> np.ndarray:
+    """Room for what `coins` works out of logits."""
+    return np.empty((rows, num_units), np.float32)
 
 
 def _scratch(rows: int) -> np.ndarray:
