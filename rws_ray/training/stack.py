@@ -210,7 +210,8 @@ class Stack:
         rates = [updater.rates(step) for updater, step in zip(self.updaters, steps, strict=True)]
         columns = Rates(*(self._column(values) for values in zip(*rates, strict=True)))
         if self.job.optim.smoothness:
-            add_penalty_gradient(gradient, self.theta, self.updaters[0].machine, self.job.optim.smoothness)
+            machine = self.updaters[0].machine
+            add_penalty_gradient(gradient, self.theta, self.layout, machine, self.job.optim.smoothness)
         self.optimizer.update(self.theta, gradient, columns)
         if self.average is not None:
             self.average.lerp_(self.theta, single(columns.average))

@@ -162,7 +162,7 @@ class Updater:
             if self.optimizer.wants_refresh(step):
                 self.optimizer.refresh(is_first=step == 0)
         if self.job.optim.smoothness:
-            add_penalty_gradient(gradient, self.theta, self.machine, self.job.optim.smoothness)
+            add_penalty_gradient(gradient, self.theta, self.layout, self.machine, self.job.optim.smoothness)
         self.optimizer.update(self.theta, gradient, rates)
         if self.local is not None:
             self.local.moved(float(rates.average))

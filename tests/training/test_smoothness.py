@@ -1,4 +1,4 @@
-"""The penalty of p's visible weights that differ between neighbouring pixels: its gradient, its place, its limits."""
+"""The penalty of weights at the pixels that differ between neighbours: its gradient, its place, its limits."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from rws_ray.training.update import Updater
 
 SHAPE = (3, 4)
 LAMBDA = 0.3
+P_PLACE, Q_PLACE = 0, 5  # among the parameters of two hidden layers
 
 
 def updater(**changes: object) -> Updater:
@@ -46,16 +47,24 @@ def penalty_gradient(weights_HD: Tensor) -> Tensor:
     return torch.autograd.grad(penalty(weights), weights)[0]
 
 
+def pixel_gradient(place: int, weights: Tensor) -> Tensor:
+    """Of the parameter at a place: p's visible weights (H, D), q's first (D, H), or others, which have none."""
+    if place == P_PLACE:
+        return penalty_gradient(weights)
+    return penalty_gradient(weights.T).T if place == Q_PLACE else torch.zeros_like(weights, dtype=torch.float64)
+
+
 def test_the_gradient_is_that_of_the_squared_differences_of_neighbours_and_of_nothing_else():
     made = updater()
     layout = FlatLayout(made.machine)
     theta = torch.randn(2, layout.num_parameters, generator=generator(0, "weights"), dtype=torch.float64)
     found = torch.full_like(theta, 0.25)
-    add_penalty_gradient(found, theta, made.machine, LAMBDA)
+    add_penalty_gradient(found, theta, layout, made.machine, LAMBDA)
     for row, weights in zip(found, theta, strict=True):  # two runs of a pack
-        first, *others = layout.views(row)
-        torch.testing.assert_close(first, 0.25 + penalty_gradient(layout.views(weights)[0]))
-        assert all((each == 0.25).all() for each in others)
+        expected = [torch.full_like(each, 0.25) for each in layout.views(row)]
+        for place, each in enumerate(layout.views(weights)):
+            expected[place] += pixel_gradient(place, each)
+        torch.testing.assert_close(layout.views(row), expected)
 
 
 def test_an_update_goes_down_the_penalty_too():
@@ -64,14 +73,14 @@ def test_an_update_goes_down_the_penalty_too():
         updater(optim__name="sgd", optim__lr=0.5),
     )
     assert torch.equal(made.theta, free.theta)
-    before = made.layout.views(made.theta.clone())[0]
+    before = made.layout.views(made.theta.clone())
     for each in (made, free):
         each.step(0)
     smooth, plain = made.layout.views(made.theta), free.layout.views(free.theta)
-    expected = plain[0].double() - 0.05 * 0.5 * penalty_gradient(before)
-    torch.testing.assert_close(smooth[0].double(), expected, atol=1e-6, rtol=0)
-    assert not torch.equal(smooth[0], plain[0])
-    assert all(torch.equal(*pair) for pair in zip(smooth[1:], plain[1:], strict=True))
+    for place, (found, without) in enumerate(zip(smooth, plain, strict=True)):
+        expected = without.double() - 0.05 * 0.5 * pixel_gradient(place, before[place])
+        torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=0)
+        assert torch.equal(found, without) == (place not in (P_PLACE, Q_PLACE))
 
 
 def test_rows_without_a_shape_are_refused(monkeypatch):
@@ -80,6 +89,7 @@ def test_rows_without_a_shape_are_refused(monkeypatch):
         jobs.prepare(tiny_job(optim__smoothness=LAMBDA))
 
 
-def test_another_kind_of_visible_layer_is_refused():
-    with pytest.raises(ConfigError, match=r"optim\.smoothness: .* sbn, which is nade; leave it at 0"):
-        tiny_job(optim__smoothness=LAMBDA, model__p_layer=["nade", "sbn", "sbn"])
+@pytest.mark.parametrize(("p", "q"), [("nade", "sbn"), ("sbn", "ar-sbn")])
+def test_another_kind_of_first_layer_is_refused(p, q):
+    with pytest.raises(ConfigError, match=rf"optim\.smoothness: .*, which are {p} and {q}; leave it at 0"):
+        tiny_job(optim__smoothness=LAMBDA, model__p_layer=[p, "sbn", "sbn"], model__q_layer=[q, "sbn"])
