@@ -3,6 +3,7 @@
     python -m benchmarks.packed --trials 64 --json
     python -m benchmarks.packed --data binarized_mnist --data-path DATA --layers 200,100 --epochs 1 --every 1
     python -m benchmarks.packed --steps                # one update of packs of 1, 2, 3, … runs, in this process
+    python -m benchmarks.packed --steps --narrow 16,5  # every other padded run so wide: padding adds a quarter
 
 The space is over both learning rates, the mix and the seed; each way has a fresh working folder and its own
 cluster, so start-up, checkpoints, records and the winner's estimate count. Where `--alone` trials are fewer than
@@ -38,7 +39,7 @@ from rws_ray.training.batches import Examples
 from rws_ray.training.initial import new_machine
 from rws_ray.training.padded import PaddedStack
 from rws_ray.training.reduction import Group
-from rws_ray.training.stack import Stack
+from rws_ray.training.stack import Stack, padding
 from rws_ray.training.update import Updater
 
 SPACE = """
@@ -144,19 +145,25 @@ def stepping(runs: list[Updater], kind: type[Stack] | None) -> Callable[[], obje
     return step
 
 
-def step_rows(layers: list[int], rounds: int) -> list[dict[str, Any]]:
-    """Milliseconds of a run's update in packs of different sizes: in turn, of one shape, and of nearly one, padded."""
+def step_rows(layers: list[int], narrow: list[int], rounds: int) -> list[dict[str, Any]]:
+    """Milliseconds of a run's update in packs of different sizes: in turn, of one shape, and of nearly one, padded.
+
+    The share of the limit is that of the fastest way: the products' operations a second over the best rate of one.
+    """
     limit, flops, rows = gemm_rate("float32"), step_flops(5, [64, *layers]) * 100, []
     for size in PACKS:
         same = [[updater(layers, number) for number in range(size)] for _ in range(2)]
-        near = [updater([width - number % 4 for width in layers], number) for number in range(size)]
+        near = [updater(layers if number % 2 == 0 else narrow, number) for number in range(size)]
         rivals = {"in turn": stepping(same[0], None)}
         if size > 1:
             rivals |= {"one shape": stepping(same[1], Stack), "padded": stepping(near, PaddedStack)}
         timings = in_turn(rivals, rounds, calls=max(10 // size, 1))
         each = {way: 1e3 * timing.median / size for way, timing in timings.items()}
         best = min(each.values())
-        rows.append({"pack": size, "milliseconds": each, "share_of_limit": 1e3 * flops / best / limit})
+        share = padding(near[0].machine.dim, [run.job.model.layers for run in near])
+        rows.append(
+            {"pack": size, "milliseconds": each, "share_of_limit": 1e3 * flops / best / limit, "padding": share}
+        )
     return rows
 
 
@@ -173,14 +180,16 @@ def main() -> None:
     parser.add_argument("--data-path", default="", help="where its prepared files are")
     parser.add_argument("--rows", type=int, default=500, help="validation rows that reports are estimated on")
     parser.add_argument("--rounds", type=int, default=12, help="of timing updates")
+    parser.add_argument("--narrow", default="", help="layers of every other padded run (default: two units narrower)")
     parser.add_argument("--steps", action="store_true", help="time updates alone")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     asked = parser.parse_args()
     layers = [int(width) for width in asked.layers.split(",")]
     torch.set_num_threads(1)
     if asked.steps:
-        rows = step_rows(layers, asked.rounds)
-        print(table(["pack", "in turn", "one shape", "padded", "of float32"], [_cells(row) for row in rows]))
+        narrow = [int(width) for width in asked.narrow.split(",")] if asked.narrow else [each - 2 for each in layers]
+        rows = step_rows(layers, narrow, asked.rounds)
+        print(table(["pack", "in turn", "one shape", "padded", "of float32", "padding"], [_cells(row) for row in rows]))
     else:
         path = f"path = {json.dumps(asked.data_path)}\n" if asked.data_path else ""
         space = SPACE.format(
@@ -218,7 +227,7 @@ def sweep_rows(space: str, trials: int, alone: int, ways: Sequence[str]) -> list
 
 def _cells(row: dict[str, Any]) -> list[str]:
     times = [f"{row['milliseconds'][way]:.2f}" if way in row["milliseconds"] else "" for way in WAYS]
-    return [str(row["pack"]), *times, f"{row['share_of_limit']:.0%}"]
+    return [str(row["pack"]), *times, f"{row['share_of_limit']:.0%}", f"{row['padding']:.0%}"]
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import sys
 import threading
+import time
 import weakref
 from collections import Counter
 from collections.abc import Mapping
@@ -65,6 +66,7 @@ class RunMetrics:
         self.before = before
         self.values: dict[str, float] = {}
         self.is_running = False  # workers have started, and nothing was heard of their loss
+        self.next_count = 0.0  # of records that wait, on the monotonic clock
 
     def set(self, name: str, value: float) -> None:
         """Give a metric its value, until `close`."""
@@ -100,9 +102,11 @@ class RunMetrics:
             _histogram(name).observe(value, self.tags)
 
     def waiting(self, folder: Path) -> None:
-        """Count the records of a folder that wait for MLflow."""
-        if is_exporting():
+        """Count the records of a folder that wait for MLflow, now and then: of many runs that takes a while."""
+        now = time.monotonic()
+        if is_exporting() and now >= self.next_count:
             self.set("rws_spool_depth", unsent(folder))
+            self.next_count = now + RETELL_SECONDS
 
     def record(self, report: Mapping[str, Any]) -> None:
         """Take a run's report: where it starts, what an epoch brought, what was lost or left out."""

@@ -136,7 +136,9 @@ def _packs(sweep: Sweep, numbers: list[int]) -> Packs:
     total, asked = ray.cluster_resources(), trial_resources(sweep.space.job(sweep.space.draw(0)))
     num_packs = min(int(total.get(kind, 0) / each) for kind, each in asked.items())
     num_packs = max(min(num_packs, len(numbers)), 1)
-    return Packs(sweep, numbers, scheduler(sweep.space), num_packs, pack_size(sweep.space, len(numbers), num_packs))
+    # Without a scheduler Tune is not even imported: it takes two seconds.
+    stops = None if sweep.space.search.scheduler == "none" else scheduler(sweep.space)
+    return Packs(sweep, numbers, stops, num_packs, pack_size(sweep.space, len(numbers), num_packs))
 
 
 def _tuner(sweep: Sweep, numbers: list[int], limit: int | None, scratch: Path, verbose: bool) -> Any:

@@ -86,6 +86,11 @@ class Stream:
         """Random int32 of shape (B, K, H), of which the low 24 bits are to be used."""
         return self._shared(shape, _raw, torch.int32)
 
+    def words(self, rows: int, widths: Sequence[int]) -> Tensor:
+        """What `raw` gives layer by layer of these widths, each from an even place on: (G, …) int32 of G generators."""
+        size = sum(_sizes(rows, widths))
+        return torch.stack([_raw((size,), each) for each in self.generators])
+
     def uniform(self, shape: tuple[int, int, int]) -> Tensor:
         """Uniform float32 on [0, 1), shape (B, K, H), each of the 2²⁴ multiples of 2⁻²⁴ equally likely.
 
@@ -188,13 +193,27 @@ class PaddedStream(Stream):
         drawn = [F.pad(each.raw((rows, num_samples, own)), (0, width - own), value=-1) for each, own in shares]
         return torch.cat(drawn)
 
+    def words(self, rows: int, widths: Sequence[int]) -> Tensor:
+        """As Stream.words, each machine's padded to these widths."""
+        sizes, of_own = _sizes(rows, widths), zip(*(next(self.widths) for _ in widths), strict=True)
+        found = torch.full((len(self.streams), sum(sizes)), -1, dtype=torch.int32)
+        for row, stream, own in zip(found, self.streams, of_own, strict=True):
+            drawn = stream.words(rows, own)[0].split(_sizes(rows, own))
+            for padded, width, each, narrow in zip(row.split(sizes), widths, drawn, own, strict=True):
+                padded[: rows * width].view(rows, width)[:, :narrow] = each[: rows * narrow].view(rows, narrow)
+        return found
+
 
 def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=generator, device=generator.device)
 
 
 def _raw(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Raw 64-bit draws, each two numbers: a third of torch.rand's time on a CPU."""
-    count = math.prod(shape)
-    draws = torch.empty((count + 1) // 2, dtype=torch.int64, device=generator.device).random_(generator=generator)
-    return draws.view(torch.int32)[:count].view(shape)
+    from rws_ray.core import kernels  # these draw from streams themselves
+
+    return kernels.words(shape, generator)
+
+
+def _sizes(rows: int, widths: Sequence[int]) -> list[int]:
+    """The words that layers of these widths take."""
+    return [rows * width + rows * width % 2 for width in widths]

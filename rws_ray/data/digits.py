@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from pathlib import Path
+
 import numpy as np
 
 from rws_ray.data.catalog import CATALOG
@@ -13,10 +16,9 @@ _LEVEL = 8  # grey values are 0..16
 
 def load_digits() -> dict[str, Split]:
     """Train, valid and test with labels: 1 where the grey value is 8 or more, split by a seeded permutation."""
-    from sklearn import datasets  # a second to import: only where the set is wanted
-
     named = CATALOG["digits"]
-    images, labels = datasets.load_digits(return_X_y=True)
+    table = np.loadtxt(_file(), delimiter=",", dtype=np.int64)
+    images, labels = table[:, :-1], table[:, -1]
     cells = (images >= _LEVEL).astype(np.uint8)
     order = np.random.default_rng(0).permutation(len(images))
     ends = np.cumsum([named.parts[split].num_rows for split in SPLITS])
@@ -26,3 +28,10 @@ def load_digits() -> dict[str, Split]:
         )
         for split, part in zip(SPLITS, np.split(order, ends[:-1]), strict=True)
     }
+
+
+def _file() -> Path:
+    """Where scikit-learn keeps the digits; to import it takes two seconds."""
+    found = find_spec("sklearn")
+    assert found is not None  # rws_ray requires it
+    return Path(str(found.origin)).parent / "datasets" / "data" / "digits.csv.gz"

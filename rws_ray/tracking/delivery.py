@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from rws_ray.tracking.store import Tracking, answering, connect, locked
 
 DELIVERED_FILE = "delivered.json"
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
+RESTS = 3  # times as long as it works a drain rests: what a run computes comes first
 MEND = "Deliver them later with: python -m rws_ray.tracking sync"
 
 logger = logging.getLogger("rws_ray.tracking")
@@ -59,10 +61,15 @@ def unsent(folder: Path) -> int:
     return sum(len(read_journal(each, delivery(each).offset)) for each in journals(folder))
 
 
-def deliver(run_folder: Path, home: Path) -> Delivery:
+def deliver(run_folder: Path, home: Path, tracking: Tracking | None = None) -> Delivery:
     """Send all that the journal of a run holds and the store (tracking_uri of `home`) has not.
 
     A run that the store does not know, because it is another store or was emptied, is delivered from the start.
+
+    Args:
+        run_folder: of the run.
+        home: the working folder.
+        tracking: a connection to the store that earlier deliveries went by, whose runs are not looked for again.
 
     Raises:
         InfrastructureError: MLflow is away.
@@ -72,7 +79,7 @@ def deliver(run_folder: Path, home: Path) -> Delivery:
     if not read_journal(run_folder):
         raise RunError(f"{run_folder} holds no journal of a run ({journal_file(run_folder)}).")
     with locked(run_folder / TRACKING_FOLDER / "lock"):
-        tracking = connect(home)
+        tracking = tracking or connect(home)
         with answering(tracking.uri):
             state = _resume(tracking, run_folder)
             for batch in _batches(read_journal(run_folder, state.offset)):
@@ -84,11 +91,15 @@ def deliver(run_folder: Path, home: Path) -> Delivery:
 def _resume(tracking: Tracking, run_folder: Path) -> Delivery:
     """The acknowledged state, or a fresh one where the store has not got the run."""
     state = delivery(run_folder)
-    opening = read_journal(run_folder)[0].record
-    run = runs.find_run(tracking, opening["experiment"], opening["run_key"])
-    if run is not None and (state.store, state.run_id) == (tracking.label, run.info.run_id):
-        return state
-    return Delivery(store=tracking.label)
+    if not state.run_id or state.store != tracking.label:
+        return Delivery(store=tracking.label)  # opening it looks for it
+    if state.run_id not in tracking.known:
+        opening = read_journal(run_folder)[0].record
+        run = runs.find_run(tracking, opening["experiment"], opening["run_key"])
+        if run is None or run.info.run_id != state.run_id:
+            return Delivery(store=tracking.label)
+        tracking.known.add(state.run_id)
+    return state
 
 
 def _batches(entries: list[Entry]) -> Iterator[list[Entry]]:
@@ -109,8 +120,10 @@ def _send(tracking: Tracking, run_folder: Path, home: Path, state: Delivery, bat
     run_id = state.run_id
     if kind == "open":
         parent = record.pop("parent")
-        parent_id = deliver(run_folder / parent, home).run_id if parent else None
-        return replace(state, run_id=runs.open_run(tracking, **record, parent_id=parent_id))
+        parent_id = deliver(run_folder / parent, home, tracking).run_id if parent else None
+        run_id = runs.open_run(tracking, **record, parent_id=parent_id)
+        tracking.known.add(run_id)
+        return replace(state, run_id=run_id)
     if kind == "metrics":
         runs.log_metrics(tracking, run_id, [row for entry in batch for row in _metric_rows(entry.record)])
     elif kind == "dataset":
@@ -163,6 +176,7 @@ class Drain:
     def __init__(self, folder: Path, home: Path, close_seconds: float = 60.0):
         self.folder, self.home, self.close_seconds = folder, home, close_seconds
         self.failure = ""
+        self._tracking: Tracking | None = None
         self._closing = threading.Event()
         # A daemon: a server that hangs must not keep the finished program from ending.
         self._thread = threading.Thread(target=self._run, name="mlflow-drain", daemon=True)
@@ -188,8 +202,11 @@ class Drain:
         is_last = False
         while not is_last:
             self._closing.wait(pause)
-            is_last = self._closing.is_set()
-            pause = FIRST_PAUSE if self._deliver() else min(2 * pause, LONGEST_PAUSE)
+            is_last, started = self._closing.is_set(), time.monotonic()
+            is_well = self._deliver()
+            # Many journals go in few rounds: a pack's trials all report at once, and what they share out is its time.
+            rest = max(FIRST_PAUSE, RESTS * (time.monotonic() - started))
+            pause = rest if is_well else min(2 * pause, LONGEST_PAUSE)
 
     def _deliver(self) -> bool:
         """One round over the journals that have grown; whether all went well."""
@@ -197,12 +214,15 @@ class Drain:
         for run_folder in journals(self.folder):
             try:
                 if delivery(run_folder).offset < journal_file(run_folder).stat().st_size:
-                    deliver(run_folder, self.home)
+                    self._tracking = self._tracking or connect(self.home)
+                    deliver(run_folder, self.home, self._tracking)
             except InfrastructureError as error:
                 failure = str(error)
                 break
             except Exception as error:  # whatever it is, the run goes on; close() tells what is left
                 failure = f"{run_folder}: {error}"
+        if failure:
+            self._tracking = None  # the store may be another one when it is back
         if failure and not self.failure:
             logger.warning("%s The run goes on, its records wait on disk. %s", failure, MEND)
         elif self.failure and not failure:

@@ -65,16 +65,18 @@ def open_run(
         ConfigError: the experiment was deleted in MLflow.
     """
     experiment_id = _experiment_id(tracking, experiment)
+    lineage = {} if parent_id is None else {"mlflow.parentRunId": parent_id}
     run = _find_run(tracking, experiment_id, run_key)
     if run is None:
-        tags_of_new = {RUN_KEY: run_key, DESCRIPTION: meanings.table()}
+        tags_of_new = {**tags, **lineage, RUN_KEY: run_key, DESCRIPTION: meanings.table()}
         with unrepeated():
             run = tracking.client.create_run(experiment_id, tags=tags_of_new, run_name=name)
+        _log(tracking, run.info.run_id, flat_params(params), {})
+    else:
+        tracking.client.update_run(run.info.run_id, status="RUNNING", name=name)
+        fresh, changed = _split_params(run, flat_params(params))
+        _log(tracking, run.info.run_id, fresh, {**tags, **changed, **lineage})
     run_id: str = run.info.run_id
-    tracking.client.update_run(run_id, status="RUNNING", name=name)
-    fresh, changed = _split_params(run, flat_params(params))
-    lineage = {} if parent_id is None else {"mlflow.parentRunId": parent_id}
-    _log(tracking, run_id, fresh, {**tags, **changed, **lineage})
     return run_id
 
 

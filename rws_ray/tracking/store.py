@@ -16,7 +16,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -51,11 +51,13 @@ class Tracking:
         uri: of the store, credentials included.
         client: for that store, tracking and registry alike.
         artifacts: where new experiments keep their artifacts; None leaves it to the server.
+        known: ids of runs that the store was seen to have, since it was connected.
     """
 
     uri: str
     client: MlflowClient
     artifacts: Path | None
+    known: set[str] = field(default_factory=set)
 
     @property
     def label(self) -> str:
@@ -243,13 +245,15 @@ def _database(uri: str) -> Path:
 def _create_database(database: Path, artifacts: Path) -> None:
     """Make the SQLite store, complete or not at all: the tables are made in another file, put in place by rename.
 
-    The tables come from MLflow's migrations (2 s, once). Creating them from its table definitions at once does not
-    work: in 3.17 these differ from what the migrations make.
+    They are those of MLflow's migrations (tables.py). Creating them from its table definitions does not work: in 3.17
+    these differ from what the migrations make.
     """
     if database.exists():
         _check_database(database)
         return
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    from rws_ray.tracking.tables import make_tables
 
     artifacts.mkdir(mode=0o700, parents=True, exist_ok=True)
     database.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -258,6 +262,7 @@ def _create_database(database: Path, artifacts: Path) -> None:
             return
         partial = database.with_name(database.name + ".partial")
         partial.unlink(missing_ok=True)
+        make_tables(partial)
         store = SqlAlchemyStore(_sqlite_uri(partial), artifacts.as_uri())
         store.engine.dispose()
         partial.chmod(0o600)

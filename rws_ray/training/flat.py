@@ -24,6 +24,7 @@ class FlatLayout:
         num_summed: parameters and, behind them, `num_sums` entries of the estimator's own: what each batch sums.
         length: and behind these, the second moments of the inputs of the layers' linear maps.
         maps: all layers' linear maps, in the order of the parameters.
+        map_slices: where they lie, weights then bias.
         others: where parameters lie that are in no linear map.
     """
 
@@ -39,7 +40,7 @@ class FlatLayout:
         self.moment_sizes = [each.weight.shape[0] + (each.bias is not None) for each in self.maps]
         self.num_summed = self.num_parameters + num_sums
         self.length = self.num_summed + sum(size * size for size in self.moment_sizes)
-        self._map_slices, self.others = self._places()
+        self.map_slices, self.others = self._places()
 
     def _places(self) -> tuple[list[slice], list[slice]]:
         """Where each linear map lies in a vector, weights then bias; and where the other parameters lie."""
@@ -102,5 +103,5 @@ class FlatLayout:
 
     def matrices(self, vector: Tensor) -> list[Tensor]:
         """Each linear map's weights, with the bias as last row where it has one, in the order of the moments."""
-        places = zip(self._map_slices, self.moment_sizes, strict=True)
+        places = zip(self.map_slices, self.moment_sizes, strict=True)
         return [vector[..., place].view(*vector.shape[:-1], num_rows, -1) for place, num_rows in places]

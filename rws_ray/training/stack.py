@@ -21,7 +21,7 @@ from rws_ray.core.machine import HelmholtzMachine
 from rws_ray.core.pack import can_pack, packed_machine
 from rws_ray.core.streams import Stream, joined, keyed
 from rws_ray.training.flat import FlatLayout
-from rws_ray.training.optimizers import Natural, Rates, single
+from rws_ray.training.optimizers import Natural, Rates
 from rws_ray.training.reduction import Group, TreeSum
 from rws_ray.training.smoothness import add_penalty_gradient
 from rws_ray.training.update import Updater, make_optimizer, training_num_samples
@@ -98,6 +98,7 @@ class Stack:
     def _prepare(self, updaters: Sequence[Updater], layout: FlatLayout, machine: HelmholtzMachine) -> None:
         """What gradients are made with: the pack of all runs' machines, whose rows are laid out so."""
         self.updaters, self.layout, self.machine = list(updaters), layout, machine
+        self.parameters = machine.parameters_in_order()
         first = updaters[0]
         self.job, self.examples, self.device = first.job, first.examples, first.group.device
         shards, length = self.job.scale.micro_shards, _aligned(self.layout.length)
@@ -166,7 +167,7 @@ class Stack:
         if not num_rows:
             return
         job, layout = self.job, self.layout
-        for parameter, view in zip(self.machine.parameters_in_order(), layout.views(vector), strict=True):
+        for parameter, view in zip(self.parameters, layout.views(vector), strict=True):
             parameter.grad = view
         purposes = ("wake", "sleep", "binarize") if self.examples.is_grey else ("wake", "sleep")
         wake, sleep, *pixels = (
@@ -212,9 +213,7 @@ class Stack:
         if self.job.optim.smoothness:
             machine = self.updaters[0].machine
             add_penalty_gradient(gradient, self.theta, self.layout, machine, self.job.optim.smoothness)
-        self.optimizer.update(self.theta, gradient, columns)
-        if self.average is not None:
-            self.average.lerp_(self.theta, single(columns.average))
+        self.optimizer.update(self.theta, gradient, columns, self.average)
 
     def _column(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float64, device=self.device).unsqueeze(1)

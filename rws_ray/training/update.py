@@ -15,6 +15,7 @@ from rws_ray.core.estimators import Estimator
 from rws_ray.core.machine import HelmholtzMachine
 from rws_ray.core.streams import keyed
 from rws_ray.errors import RunError
+from rws_ray.estimators import ESTIMATORS
 from rws_ray.training.batches import Epochs, Examples
 from rws_ray.training.flat import FlatLayout
 from rws_ray.training.local import LocalSteps
@@ -28,7 +29,6 @@ from rws_ray.training.optimizers import (
     corrections,
     moment_weight,
     scheduled,
-    single,
 )
 from rws_ray.training.reduction import Group, PlainSum, TreeSum
 from rws_ray.training.replicas import replicas
@@ -85,7 +85,9 @@ class Updater:
         among, self.summed_shards = group, shards
         if self.local is not None:
             among, self.summed_shards = Group(device=group.device), group.shards(len(shards))
-        self.reduce = summing(among, len(self.summed_shards), self.layout.length, threads)
+        tells_p = ESTIMATORS[job.estimator.name].tells_p and self.local is None
+        first = self.layout.num_p if tells_p else 0
+        self.reduce = summing(among, len(self.summed_shards), self.layout.length, threads, first)
         self.sums = torch.zeros(job.scale.micro_shards, len(SUMS), dtype=torch.float64, device=group.device)
         self.norms = torch.zeros(2, dtype=torch.float64, device=group.device)
         self.time_share = 0.0
@@ -163,11 +165,10 @@ class Updater:
                 self.optimizer.refresh(is_first=step == 0)
         if self.job.optim.smoothness:
             add_penalty_gradient(gradient, self.theta, self.layout, self.machine, self.job.optim.smoothness)
-        self.optimizer.update(self.theta, gradient, rates)
+        follows = self.job.optim.average > 0 and self.local is None
+        self.optimizer.update(self.theta, gradient, rates, self.average if follows else None)
         if self.local is not None:
             self.local.moved(float(rates.average))
-        elif self.job.optim.average:
-            self.average.lerp_(self.theta, single(rates.average))
 
     def num_samples(self, step: int) -> int:
         """K at a step."""
@@ -182,24 +183,25 @@ class Updater:
         if not len(rows):
             return
         job, device = self.job, self.group.device
-        wake, sleep, pixels = (
-            keyed(job.seed, purpose, step, shard, device=device) for purpose in ("wake", "sleep", "binarize")
-        )
+        purposes = ("wake", "sleep", "binarize") if self.examples.is_grey else ("wake", "sleep")
+        wake, sleep, *pixels = (keyed(job.seed, purpose, step, shard, device=device) for purpose in purposes)
         replica = self.replicas.pop()
         try:
             replica.bind(vector)
             info = replica.add_gradients(
                 replica.machine,
-                self.examples.take(rows, pixels),
+                self.examples.take(rows, *pixels),
                 Estimator(num_samples, *self.mixture),
                 wake,
                 sleep,
                 self.layout.input_moments(vector) if len(vector) > self.layout.num_summed else None,
+                **({"p_is_done": lambda: self.reduce.begin(shard, vector)} if self.reduce.first else {}),
             )
         finally:
             self.replicas.append(replica)
         self.sums[shard] += torch.stack([*info, torch.full_like(info.log_prob, len(rows))])
-        vector[0] += 0.0 * info.log_prob  # NaN where the loss is not finite: the sum tells every worker
+        # NaN where the loss is not finite: the sum tells every worker. In q's part, for p's may be under way.
+        vector[self.layout.num_parameters - 1] += 0.0 * info.log_prob
 
     def clip(self, gradient: Tensor, norms: Tensor) -> None:
         """Scale the gradients of p and of q down to the largest norm, where there is one."""

@@ -7,7 +7,9 @@ from rws_ray.core import HelmholtzMachine
 from rws_ray.core.chain import chain_of
 from rws_ray.core.estimators import Estimator, add_rws_gradients
 from rws_ray.core.estimators import rws as module
-from rws_ray.core.streams import Stream, generator
+from rws_ray.core.pack import joined_machines
+from rws_ray.core.packed_chain import packed_chain_of
+from rws_ray.core.streams import PaddedStream, Stream, generator, joined, keyed
 from rws_ray.training.flat import FlatLayout
 
 ESTIMATORS = [
@@ -54,6 +56,66 @@ def test_a_chain_gives_the_bits_of_its_layers(shape, estimator, with_moments, mo
         assert torch.equal(mine, theirs), name
     for mine, theirs in zip((*info, *after), (*expected_info, *expected_after), strict=True):
         assert torch.equal(mine, theirs)
+
+
+def pack_of(dim, layers, num):
+    return joined_machines([machine_of(dim, layers, seed) for seed in range(num)])
+
+
+def padded_streams(layers, dim):
+    """Of three machines, whose layers are up to two units narrower."""
+    own = [[width - place % 3 for width in layers] for place in range(3)]
+    upwards, downwards = zip(*own, strict=True), zip(*([*reversed(each), dim] for each in own), strict=True)
+    widths = {"wake": upwards, "sleep": downwards}
+    return [PaddedStream([keyed(seed, name) for seed in range(3)], widths[name]) for name in widths]
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=["rws", "sleep", "wake", "dreams"])
+@pytest.mark.parametrize("kind", ["joined", "shared", "padded"])
+@pytest.mark.parametrize("with_moments", [False, True], ids=["gradients", "moments"])
+def test_a_pack_of_chains_gives_the_bits_of_its_layers(kind, estimator, with_moments, monkeypatch):
+    machine, x_BD = pack_of(41, [16, 7], 3), bits(27, 41)
+    mix = torch.tensor([estimator.wake_mix, 0.2, 0.9], dtype=torch.float64).repeat_interleave(9).unsqueeze(1)
+    estimator = estimator if estimator.num_samples == 1 else estimator._replace(wake_mix=mix)
+
+    def streams():
+        if kind == "padded":
+            return padded_streams([16, 7], 41)
+        places = [0, 1, 2] if kind == "joined" else [0, 1, 0]
+        return [joined([keyed(seed, name) for seed in sorted(set(places))], places) for name in ("wake", "sleep")]
+
+    found = packed_gradients(machine, x_BD, estimator, streams(), with_moments)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "packed_chain_of", lambda *_, **__: None)
+        expected = packed_gradients(machine, x_BD, estimator, streams(), with_moments)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def packed_gradients(machine, x_BD, estimator, streams, with_moments):
+    for value in machine.parameters():
+        value.grad = torch.full_like(value, 0.25)
+    layout = FlatLayout(machine_of(machine.dim, machine.layers))
+    vectors = torch.full((*machine.pack, layout.length), 0.25)
+    info = add_rws_gradients(
+        machine, x_BD, estimator, *streams, layout.input_moments(vectors) if with_moments else None
+    )
+    return [*(value.grad for value in machine.parameters()), *info, vectors]
+
+
+def test_a_pack_of_chains_is_what_is_used_for_packs_of_sigmoid_layers_and_bits_alone():
+    x_BD, stream = bits(6, 6), joined([keyed(seed, "wake") for seed in range(3)], range(3))
+
+    def is_chain(machine, x_BD=x_BD):
+        for value in machine.parameters():
+            value.grad = torch.zeros_like(value)
+        with torch.no_grad():
+            return packed_chain_of(machine, x_BD, stream) is not None
+
+    assert is_chain(pack_of(6, [4, 3], 3))
+    assert not is_chain(pack_of(6, [4, 3], 3), x_BD * 0.5)
+    assert not is_chain(pack_of(6, [4, 3], 3).double(), x_BD.double())
+    assert not is_chain(machine_of(6, [4, 3]))
 
 
 def test_a_chain_is_what_is_used_for_sigmoid_layers_and_bits_alone():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rws_ray.core import kernels
 from rws_ray.core.estimators import Estimator, add_rws_gradients
-from rws_ray.core.kernels import bits, coins, fused, plain
+from rws_ray.core.kernels import bits, coins, fused, plain, twister
 from rws_ray.core.machine import HelmholtzMachine
 from rws_ray.core.streams import Stream, generator
 
@@ -189,3 +189,13 @@ def test_an_update_is_the_same_with_either_kind_of_kernel():
     for ours, expected in zip(found["fused"], found["plain"], strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
     assert not torch.equal(found["fused"][0], found["plain"][0])  # the switch does switch
+
+
+@pytest.mark.parametrize("count", [1, 5, 623, 624, 1247, 5000])
+def test_random_words_and_the_state_after_them_are_torchs(count):
+    ours, torchs = generator(3, "words"), generator(3, "words")
+    for _ in range(3):  # whatever the state's next word is
+        assert torch.equal(twister.words((count,), ours), plain.words((count,), torchs))
+        for draw in (torch.rand, torch.randn):
+            assert torch.equal(draw(5, generator=ours), draw(5, generator=torchs))
+    assert torch.equal(ours.get_state(), torchs.get_state())

@@ -11,6 +11,7 @@ Suffixes: B batch, K samples per example, I input units, O output units.
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from torch import Tensor
 from rws_ray.core.kernels import plain
 from rws_ray.core.streams import CounterStream, Stream
 
+FEWEST_WORDS = 2000
 _kind: ContextVar[str] = ContextVar("kernels", default="fused")
 
 
@@ -48,6 +50,12 @@ def raw(stream: CounterStream, shape: tuple[int, int, int]) -> Tensor:
     """A stream's next words, (B, K, O) int32."""
     kernels = _device() if stream.first_G.is_cuda and _kind.get() != "plain" else plain
     return kernels.raw(stream, shape)
+
+
+def words(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """A generator's next words, int32; few of them are not worth a compiled call."""
+    is_fused = _kind.get() == "fused" and generator.device.type == "cpu" and math.prod(shape) >= FEWEST_WORDS
+    return (_fused() if is_fused else plain).words(shape, generator)
 
 
 def draw(logits_BKO: Tensor, num_samples: int, stream: Stream) -> tuple[Tensor, Tensor]:
@@ -88,6 +96,13 @@ def add_observed_gradient(
 def add_moment(y_NI: Tensor, weight_N: Tensor, moment: Tensor) -> None:
     """Add Σ_n weight · y yᵀ to `moment`, (I, I)."""
     _kernels(y_NI, weight_N, moment).add_moment(y_NI, weight_N, moment)
+
+
+def compiled_moves() -> Any:
+    """The compiled moves of a parameter vector, for those that `are_fused`."""
+    from rws_ray.core.kernels import moves
+
+    return moves
 
 
 def are_fused(*tensors: Tensor) -> bool:

@@ -57,7 +57,8 @@ def _make_table(typing: Any, table: Any, source: Any, stride: Any) -> Any:
         ahead = builder.mul(stride, ir.Constant(_WORD, BLOCK))  # where the same table's rows of the next block lie
         for _ in range(GROUP):
             row = _at(builder, source)[0]
-            _prefetch(builder, builder.add(source, ahead))
+            for end in (0, _ROW - 4):  # a row's lanes may lie on two lines
+                _prefetch(builder, builder.add(source, builder.add(ahead, ir.Constant(_WORD, end))))
             sums += [row, *(builder.fadd(each, row) for each in sums[1:])]
             source = builder.add(source, stride)
         for place, each in enumerate(sums):
@@ -216,26 +217,32 @@ def product(words_PBR, f_PCO, bias_PO, out_PRO, is_added, scratch):  # type: ign
         f_CO, out_RO = f_PCO[p], out_PRO[p]
         for column in range(0, O, LANES):
             width = min(LANES, O - column)
-            # A last tile that is narrower than a vector is summed aside.
-            target, stride = _address(out_RO) + column * 4, O * 4
-            if width < LANES:
-                target, stride = _address(totals), _ROW
+            # Sums are made aside, on boundaries of whole vectors, where the output's rows do not lie on such.
+            place, stride = _address(out_RO) + column * 4, O * 4
+            is_aside = width < LANES or (place | stride) % _ROW != 0
+            target, step = (_address(totals), _ROW) if is_aside else (place, stride)
             if width < LANES or not is_added:
                 rows[:LANES] = np.float32(0)
                 if not is_added:
                     rows[:width] = bias_PO[p, column : column + width]
                 for r in range(R):
-                    _copy(target + r * stride, _address(rows))
+                    _copy(target + r * step, _address(rows))
+            elif is_aside:
+                for r in range(R):
+                    _copy(target + r * step, place + r * stride)
             for block in range(blocks):
                 # A last block of fewer bits takes fewer tables, an even number of them.
                 num_tables = min(TABLES, -(-(f_PCO.shape[1] - block * BLOCK) // (2 * GROUP)) * 2)
                 _make_tables(f_CO, block * BLOCK, column, num_tables, tables, rows)
-                _add_sums(words_PBR[p, block], num_tables, _address(tables), target, stride)
+                _add_sums(words_PBR[p, block], num_tables, _address(tables), target, step)
             if width < LANES:
                 for r in range(R):
                     for lane in range(width):
                         before = out_RO[r, column + lane] if is_added else np.float32(0)
                         out_RO[r, column + lane] = before + totals[r * LANES + lane]
+            elif is_aside:
+                for r in range(R):
+                    _copy(place + r * stride, target + r * step)
 
 
 def scratch_size(rows: int) -> int:

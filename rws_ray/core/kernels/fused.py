@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rws_ray.core.kernels import bits, coins, plain
+from rws_ray.core.kernels import bits, coins, plain, twister
 from rws_ray.core.streams import Stream
 
 
@@ -68,6 +68,7 @@ def add_gradient(
         _add_product(weight_grad, inputs.reshape(N, -1), residual_NO)
 
 
+words = twister.words
 add_observed_gradient = plain.add_observed_gradient  # for none: `observe` keeps all logits here
 
 
