@@ -33,6 +33,8 @@ class Method(NamedTuple):
             where it remembers nothing.
         is_pathwise: whether it differentiates through its samples, so that every hidden layer must be real.
         optimizer: `optim.name` where the job names none.
+        tells_p: whether it tells when p's gradient is complete (the argument `p_is_done`), so that it can travel
+            between workers while the rest is computed.
         fits: `p`, or `p*` ∝ √(p q), whose NLL and log Z are told beside those of p.
     """
 
@@ -50,6 +52,7 @@ class Method(NamedTuple):
     is_pathwise: bool = False
     optimizer: str = "natural"
     fits: Literal["p", "p*"] = "p"
+    tells_p: bool = False
 
 
 ESTIMATORS: dict[str, Method] = {
@@ -59,6 +62,7 @@ ESTIMATORS: dict[str, Method] = {
         source="Bornschein & Bengio 2015",
         bound="multi-sample bound",
         reads=OWN_KEYS,
+        tells_p=True,
     ),
     "wake-sleep": Method(
         gradients="wake_sleep:add_wake_sleep_gradients",
@@ -70,6 +74,7 @@ ESTIMATORS: dict[str, Method] = {
         why="for more samples choose rws",
         reads=("num_dreams",),
         keys={"wake_mix": 0.0},
+        tells_p=True,
     ),
     "nvil": Method(
         gradients="nvil:add_nvil_gradients",

@@ -123,6 +123,9 @@ class OptimConfig(Section):
     clip_norm: float = Field(0.0, ge=0, description="largest norm of the gradients of p and of q; 0: off")
     patience: int = Field(0, ge=0, description="stop after so many estimates without a better one; 0: never")
     damping: float = Field(0.5, gt=0, description="natural: λ in λ(A + λI)⁻¹")
+    smoothness: float = Field(
+        0.0, ge=0, description="images: penalty of weights at the pixels that differ between neighbours; 0: off"
+    )
     on_nonfinite: Literal["stop", "skip", "rollback"] = Field(
         "stop", description="a NaN or infinity: end the run, leave the update out, or go back to a checkpoint first"
     )
@@ -263,7 +266,7 @@ class Job(BaseSettings):
     def _keys_agree(self) -> Job:
         model, estimator, fields = self.model, self.estimator, EstimatorConfig.model_fields
         try:
-            _, q = stacks(model.p_layer, model.q_layer, len(model.layers))
+            p, q = stacks(model.p_layer, model.q_layer, len(model.layers))
         except ValueError as error:
             raise ValueError(f"model.{error}") from None
         found = problems(
@@ -275,6 +278,11 @@ class Job(BaseSettings):
         )
         if found:
             raise ValueError("; ".join(found))
+        if self.optim.smoothness and (p[0], q[0]) != ("sbn", "sbn"):
+            raise ValueError(
+                "optim.smoothness: it is for sbn as the kind of p's and of q's first layer, which are "
+                f"{p[0]} and {q[0]}; leave it at 0"
+            )
         if self.ensemble > 1 and self.optim.max_seconds:
             raise ValueError("ensemble: its members end by optim.epochs; take optim.max_seconds away")
         if self.seed + self.ensemble > 2**63:

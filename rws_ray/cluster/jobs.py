@@ -28,6 +28,7 @@ from rws_ray.tracking import Drain, RunLog, check_model_name, delivery, fetch_mo
 from rws_ray.training.checkpoint import Store, check_writable, open_store
 from rws_ray.training.folder import RunFolder, checkpoint_place
 from rws_ray.training.lease import lease
+from rws_ray.training.smoothness import check_smoothness
 from rws_ray.training.stopping import ask_to_stop, withdraw
 
 STAR_KEYS = ("star_nll", "star_nll_stderr", "log_z", "log_z_stderr")  # where p* was fitted; `nll` is that of p
@@ -59,6 +60,7 @@ def prepare(job: Job) -> PreparedJob:
             f"optim.batch_size: a batch of {job.optim.batch_size} needs as many training rows; {job.data.name} has "
             f"{dataset.train.num_rows}."
         )
+    check_smoothness(job, dataset)
     if job.scale.use_gpu:
         check_gpus(max(job.scale.min_workers, 1))
     if job.scale.storage:

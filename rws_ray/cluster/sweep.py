@@ -22,6 +22,7 @@ from rws_ray.space import Space
 from rws_ray.tracking import RunLog, fetch_model
 from rws_ray.tracking.journal import read_journal
 from rws_ray.training.folder import RunFolder, checkpoint_place
+from rws_ray.training.smoothness import check_smoothness
 
 LEDGER_FILE = "ledger.jsonl"
 STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
@@ -51,6 +52,7 @@ def prepare_sweep(space: Space) -> PreparedSweep:
         job = space.job(space.draw(number))
         if job.optim.batch_size > first.dataset.train.num_rows:
             prepare(job)
+        check_smoothness(job, first.dataset)
     return PreparedSweep(space, first)
 
 

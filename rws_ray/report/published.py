@@ -43,13 +43,14 @@ EXPERIMENTS = (
             "jobs/paper/headline.toml",
             "jobs/paper/headline_long.toml",
             "jobs/paper/headline_tuned.toml",
+            "jobs/paper/headline_smooth.toml",
             "jobs/paper/headline_dynamic.toml",
         ),
     ),
     Experiment(
         "test_samples",
         "The number of test samples",
-        ("jobs/paper/test_samples.toml", "jobs/paper/headline_tuned.toml"),
+        ("jobs/paper/test_samples.toml", "jobs/paper/headline_smooth.toml"),
         "test samples",
     ),
     Experiment(
@@ -84,6 +85,7 @@ PUBLISHED = {
     ("headline", HEADLINE): Published(85.48, 100_000, BEST),
     ("headline_long", f"{HEADLINE}, from paper-headline"): Published(85.48, 100_000, BEST),
     ("headline_tuned", f"{HEADLINE}, from paper-headline-long"): Published(85.48, 100_000, BEST),
+    ("headline_smooth", f"{HEADLINE}, from paper-headline-tuned"): Published(85.48, 100_000, BEST),
     ("layer_kinds", "p sbn, q sbn"): Published(103.1, 100_000, MNIST),
     ("layer_kinds", "p sbn, q nade"): Published(95.0, 500, MNIST),
     ("layer_kinds", "p ar-sbn, q nade"): Published(89.2, 500, MNIST),

@@ -85,12 +85,40 @@ class TreeSum:
         num_shards: S, at least the number of workers.
         length: of the vectors, float32.
         threads: that this worker's micro-shards are shared out among.
+        first: how many entries are done before the others, and may travel while those are computed (`begin`).
     """
 
-    def __init__(self, group: Group, num_shards: int, length: int, threads: int = 1):
+    def __init__(self, group: Group, num_shards: int, length: int, threads: int = 1, first: int = 0):
         self.group, self.num_shards, self.length, self.threads = group, num_shards, length, threads
         self._free: list[Tensor] = []
+        self._begun: dist.Work | None = None
         self._nodes = [list(subtrees(group.shards(num_shards, rank), 0, num_shards)) for rank in range(group.size)]
+        self._is_pair = group.size == 2 and all(len(nodes) == 1 for nodes in self._nodes)
+        self.first = first if self._sends_first else 0
+
+    @property
+    def _sends_first(self) -> bool:
+        """Whether a micro-shard's first entries are all that this worker has of them."""
+        return self._is_pair and self.num_shards == 2
+
+    def begin(self, shard: int, vector: Tensor) -> None:
+        """The first entries of a micro-shard's vector are as they will be: they may travel from now on."""
+        if self.first and shard == self._last_shard:
+            self._begun = dist.all_reduce(vector[: self.first], async_op=True)
+
+    @property
+    def _last_shard(self) -> int:
+        return self.group.shards(self.num_shards)[-1]
+
+    def _add_up(self, vector: Tensor) -> None:
+        """Add up everybody's vectors, the first entries first: where a micro-shard has no rows, none were begun."""
+        if self.first:
+            begun = self._begun or dist.all_reduce(vector[: self.first], async_op=True)
+            self._begun = None
+            dist.all_reduce(vector[self.first :])
+            begun.wait()
+        else:
+            dist.all_reduce(vector)
 
     def __call__(self, add_shard: Callable[[int, Tensor], None], length: int) -> Tensor:
         """The sum of the first `length` entries, (length,); it is overwritten by the next call.
@@ -102,8 +130,8 @@ class TreeSum:
         with alone():
             held = [self._sum(*node, add_shard, length, self.threads) for node in self._nodes[self.group.rank]]
         self._free.extend(held)
-        if self.group.size == 2 and all(len(nodes) == 1 for nodes in self._nodes):
-            dist.all_reduce(held[0][:length])  # a sum of two commutes, so any order is exact
+        if self._is_pair:
+            self._add_up(held[0][:length])  # a sum of two commutes, so any order is exact
         elif self.group.size > 1:
             self._exchange(held, length)
         return held[0][:length]
@@ -174,5 +202,9 @@ class PlainSum(TreeSum):
         for shard in self.group.shards(self.num_shards):
             add_shard(shard, total)
         if self.group.size > 1:
-            dist.all_reduce(total)
+            self._add_up(total)
         return total
+
+    @property
+    def _sends_first(self) -> bool:
+        return self.group.size > 1

@@ -23,6 +23,7 @@ from rws_ray.core.streams import Stream, joined, keyed
 from rws_ray.training.flat import FlatLayout
 from rws_ray.training.optimizers import Natural, Rates
 from rws_ray.training.reduction import Group, TreeSum
+from rws_ray.training.smoothness import add_penalty_gradient
 from rws_ray.training.update import Updater, make_optimizer, training_num_samples
 
 Seed = tuple[int, int]  # of a run, and its step
@@ -209,6 +210,9 @@ class Stack:
     def _move(self, gradient: Tensor, steps: Sequence[int]) -> None:
         rates = [updater.rates(step) for updater, step in zip(self.updaters, steps, strict=True)]
         columns = Rates(*(self._column(values) for values in zip(*rates, strict=True)))
+        if self.job.optim.smoothness:
+            machine = self.updaters[0].machine
+            add_penalty_gradient(gradient, self.theta, self.layout, machine, self.job.optim.smoothness)
         self.optimizer.update(self.theta, gradient, columns, self.average)
 
     def _column(self, values: Sequence[float]) -> Tensor:

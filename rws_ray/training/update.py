@@ -15,6 +15,7 @@ from rws_ray.core.estimators import Estimator
 from rws_ray.core.machine import HelmholtzMachine
 from rws_ray.core.streams import keyed
 from rws_ray.errors import RunError
+from rws_ray.estimators import ESTIMATORS
 from rws_ray.training.batches import Epochs, Examples
 from rws_ray.training.flat import FlatLayout
 from rws_ray.training.local import LocalSteps
@@ -31,6 +32,7 @@ from rws_ray.training.optimizers import (
 )
 from rws_ray.training.reduction import Group, PlainSum, TreeSum
 from rws_ray.training.replicas import replicas
+from rws_ray.training.smoothness import add_penalty_gradient
 from rws_ray.training.threads import alone
 from rws_ray.training.unseen import DeviceUpdate, can_run_unseen
 
@@ -83,7 +85,9 @@ class Updater:
         among, self.summed_shards = group, shards
         if self.local is not None:
             among, self.summed_shards = Group(device=group.device), group.shards(len(shards))
-        self.reduce = summing(among, len(self.summed_shards), self.layout.length, threads)
+        tells_p = ESTIMATORS[job.estimator.name].tells_p and self.local is None
+        first = self.layout.num_p if tells_p else 0
+        self.reduce = summing(among, len(self.summed_shards), self.layout.length, threads, first)
         self.sums = torch.zeros(job.scale.micro_shards, len(SUMS), dtype=torch.float64, device=group.device)
         self.norms = torch.zeros(2, dtype=torch.float64, device=group.device)
         self.time_share = 0.0
@@ -159,6 +163,8 @@ class Updater:
             self.optimizer.add_moments(total[self.layout.num_summed :], rates.moments)
             if self.optimizer.wants_refresh(step):
                 self.optimizer.refresh(is_first=step == 0)
+        if self.job.optim.smoothness:
+            add_penalty_gradient(gradient, self.theta, self.layout, self.machine, self.job.optim.smoothness)
         follows = self.job.optim.average > 0 and self.local is None
         self.optimizer.update(self.theta, gradient, rates, self.average if follows else None)
         if self.local is not None:
@@ -189,11 +195,13 @@ class Updater:
                 wake,
                 sleep,
                 self.layout.input_moments(vector) if len(vector) > self.layout.num_summed else None,
+                **({"p_is_done": lambda: self.reduce.begin(shard, vector)} if self.reduce.first else {}),
             )
         finally:
             self.replicas.append(replica)
         self.sums[shard] += torch.stack([*info, torch.full_like(info.log_prob, len(rows))])
-        vector[0] += 0.0 * info.log_prob  # NaN where the loss is not finite: the sum tells every worker
+        # NaN where the loss is not finite: the sum tells every worker. In q's part, for p's may be under way.
+        vector[self.layout.num_parameters - 1] += 0.0 * info.log_prob
 
     def clip(self, gradient: Tensor, norms: Tensor) -> None:
         """Scale the gradients of p and of q down to the largest norm, where there is one."""

@@ -71,6 +71,7 @@ DETERMINING = {
     "optim.clip_norm": 1.0,
     "optim.patience": 3,
     "optim.damping": 0.1,
+    "optim.smoothness": 0.1,
     "eval.num_samples": 8,
     "eval.rows": 5,
     "eval.every": 2,

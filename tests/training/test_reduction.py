@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+import torch.distributed as dist
 from groups import run_group
 from hypothesis import given
 from hypothesis import strategies as st
@@ -77,3 +80,41 @@ def test_the_plain_sum_adds_all_micro_shards():
     total = reduce(lambda shard, vector: vector.add_(shard_vector(shard, len(vector))), 101)
     exact = sum(shard_vector(shard, 101).double() for shard in range(5))
     torch.testing.assert_close(total.double(), exact, rtol=1e-5, atol=1e-2)
+
+
+EARLY = 7
+
+
+def _sends_early(group: Group, kind: str) -> list[tuple[list[int], bytes]]:
+    """How long the vectors of each collective were when the last micro-shard's rest was added, and the sum."""
+    reduce, sent, found = {"exact": TreeSum, "fast": PlainSum}[kind](group, 2, 20, first=EARLY), [], []
+    original = dist.all_reduce
+
+    def all_reduce(vector: torch.Tensor, **keys: Any) -> Any:
+        sent.append(len(vector))
+        return original(vector, **keys)
+
+    dist.all_reduce = all_reduce
+    for empty in (-1, 1):
+        seen: list[int] = []
+
+        def add_shard(shard: int, vector: torch.Tensor, empty: int = empty, seen: list[int] = seen) -> None:
+            if shard != empty:
+                whole = shard_vector(shard, len(vector))
+                vector[:EARLY] += whole[:EARLY]
+                reduce.begin(shard, vector)
+                seen += sent
+                vector[EARLY:] += whole[EARLY:]
+
+        total = reduce(add_shard, 20)
+        found.append((seen, total.numpy().tobytes()))
+        sent.clear()
+    return found
+
+
+@pytest.mark.parametrize("kind", ["exact", "fast"])
+def test_what_is_done_first_travels_while_the_rest_is_computed(kind):
+    whole, alone = shard_vector(0, 20) + shard_vector(1, 20), shard_vector(0, 20)
+    for rank, (full, with_empty) in enumerate(run_group(2, _sends_early, kind)):
+        assert full == ([EARLY], whole.numpy().tobytes())
+        assert with_empty == ([EARLY] if rank == 0 else [], alone.numpy().tobytes())

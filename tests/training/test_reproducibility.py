@@ -41,6 +41,7 @@ VARIANTS = [(varied(optimizer), kind) for optimizer in OPTIMIZERS for kind in ("
     ({"estimator__name": "nvil", "optim__name": "natural"}, "gray8"),
     ({"estimator__name": "vimco", "optim__name": "natural"}, "binary"),
     ({"estimator__name": "bihm", "optim__name": "sgd"}, "binary"),
+    ({"optim__smoothness": 0.3, "optim__batch_size": 9}, "binary"),
     ({"estimator__name": "iwae", "optim__name": "natural", "optim__lr": 0.1, **REAL}, "binary"),
 ]
 
@@ -50,7 +51,7 @@ SETS = (("binary", None), ("gray8", "dynamic"), ("gray8", "threshold"))
 
 def _train_variants(group: Group, root: str, folder: str, memory: Memory) -> list[tuple[bytes, ...]]:
     found = [
-        run_bits(group, tiny_job(**changes), tiny_dataset(kind=kind), Path(folder) / str(index))
+        run_bits(group, tiny_job(**changes), tiny_dataset(kind=kind, shape=(3, 4)), Path(folder) / str(index))
         for index, (changes, kind) in enumerate(VARIANTS)
     ]
     for kind, binarize in SETS:

@@ -21,6 +21,7 @@ SHAPES = {
     "adam": {"optim__name": "adam", "optim__average": 0.0},
     "sgd": {"optim__name": "sgd", "estimator__num_samples": 1, "estimator__num_dreams": 2},
     "wide": {"model__layers": [37, 21], "scale__micro_shards": 3, "estimator__control_variate": True},
+    "smooth": {"optim__smoothness": 0.3, "scale__micro_shards": 2},
     "grey": {"scale__micro_shards": 2, "model__layers": [17]},
 }
 

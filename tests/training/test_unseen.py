@@ -39,7 +39,7 @@ def counter_streams(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def updater(is_unseen: bool, **changes: object) -> Updater:
     job, dataset = tiny_job(**changes), tiny_dataset()
-    machine = HelmholtzMachine(dataset.dim, job.model.layers).initialize(job.seed, "glorot")
+    machine = HelmholtzMachine(dataset.dim, job.model.layers, shape=(3, 4)).initialize(job.seed, "glorot")
     made = Updater(job, machine, Examples(dataset.train, CPU), Group())
     made.on_device = DeviceUpdate(made) if is_unseen else None
     return made
@@ -61,6 +61,7 @@ KINDS: dict[str, dict[str, object]] = {
     "natural": {"optim__name": "natural"},
     "adam": {"optim__name": "adam", "optim__schedule": "cosine", "estimator__num_dreams": 2},
     "sgd": {"optim__name": "sgd", "optim__clip_norm": 0.1, "optim__average": 0.0},
+    "smooth": {"optim__smoothness": 0.3},
     "wake-sleep": {"estimator__name": "wake-sleep", "estimator__num_samples": 1, "optim__clip_norm": 0.1},
     "growing K": {"estimator__raise_num_samples": [[1, 5]], "scale__reduction": "fast"},
 }

@@ -36,7 +36,7 @@ def tiny_job(**changes: Any) -> Job:
     return make_job(unflatten(TINY | {key.replace("__", "."): value for key, value in changes.items()}))
 
 
-def tiny_dataset(num_train: int = 37, kind: str = "binary", dim: int = 12) -> Dataset:
+def tiny_dataset(num_train: int = 37, kind: str = "binary", dim: int = 12, shape: tuple[int, ...] = ()) -> Dataset:
     """Rows with structure to learn: two noisy prototypes. 37 rows in batches of 10 leave a ragged one of 7."""
     draws = np.random.default_rng(1)
     prototypes = draws.random((2, dim)) < 0.5
@@ -48,7 +48,7 @@ def tiny_dataset(num_train: int = 37, kind: str = "binary", dim: int = 12) -> Da
         else:
             cells = x_ND.astype(np.uint8)
         row_kind: Kind = "gray8" if kind == "gray8" and split == "train" else "binary"
-        splits.append(make_split(cells, name="tiny", split=split, kind=row_kind))
+        splits.append(make_split(cells, name="tiny", split=split, kind=row_kind, shape=shape))
     return Dataset("tiny", *splits)
 
 
@@ -85,7 +85,7 @@ def run_bits(group: Group, job: Job, dataset: Dataset, folder: Path) -> tuple[by
 
 def tiny_updaters(shape: dict[str, Any], own: list[dict[str, Any]], kind: str = "binary") -> list[Updater]:
     """Runs of one family on the tiny set: the keys that they share, and each one's own."""
-    dataset = tiny_dataset(kind=kind)
+    dataset = tiny_dataset(kind=kind, shape=(3, 4))
     examples = Examples(dataset.train, torch.device("cpu"))
     jobs = [tiny_job(**shape, **each) for each in own]
     assert len({family_of(job) for job in jobs}) == 1

@@ -12,6 +12,8 @@ Suffixes: B batch, K samples per example, D visible units.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -31,6 +33,7 @@ def add_rws_gradients(
     wake: Stream,
     sleep: Stream,
     moments: InputMoments | None = None,
+    p_is_done: Callable[[], None] = lambda: None,
 ) -> StepInfo:
     """Add the summed gradient of the loss over a batch to the parameters' `.grad`, as backward() would.
 
@@ -39,13 +42,14 @@ def add_rws_gradients(
         x_BD: examples, 0 and 1.
         wake, sleep: random numbers of the two phases.
         moments: where given, the second moments of the layers' inputs are added to it, under the same weights.
+        p_is_done: called once p's gradient is complete, before the sleep phase.
     """
     find = packed_chain_of if machine.pack else chain_of
     chain = find(machine, x_BD, wake, sleep, moments=moments)
     if chain is None:
-        logw_BK, weight_BK = _add_by_layers(machine, x_BD, estimator, wake, sleep, moments)
+        logw_BK, weight_BK = _add_by_layers(machine, x_BD, estimator, wake, sleep, moments, p_is_done)
     else:
-        logw_BK, weight_BK = _add_by_chain(chain, x_BD, estimator, wake, sleep)
+        logw_BK, weight_BK = _add_by_chain(chain, x_BD, estimator, wake, sleep, p_is_done)
     found = (log_mean_weight(logw_BK), effective_sample_size(weight_BK), weight_BK.amax(1))
     return StepInfo(*(each.view(*machine.pack, -1).sum(-1) for each in found))
 
@@ -57,6 +61,7 @@ def _add_by_layers(
     wake: Stream,
     sleep: Stream,
     moments: InputMoments | None,
+    p_is_done: Callable[[], None],
 ) -> tuple[Tensor, Tensor]:
     """Log-weights and normalised weights, (B, K) float64: any kinds of layers, on any device."""
     seen_q = machine.infer(x_BD, estimator.num_samples, wake)
@@ -70,6 +75,7 @@ def _add_by_layers(
         mix = estimator.wake_weight(w_BK)
         q_BK = _wake_weights(estimator, w_BK)
         add_layers(machine.q, seen_q, [q_BK] * len(machine.q), mix * w_BK, moments.q if moments else None)
+    p_is_done()
     if estimator.has_sleep:
         x_dream, h_dream = machine.dream(x_BD.shape[0] * estimator.num_dreams, sleep)
         seen = machine.observe_q(x_dream, h_dream)
@@ -79,7 +85,12 @@ def _add_by_layers(
 
 
 def _add_by_chain(
-    chain: Chain | PackedChain, x_BD: Tensor, estimator: Estimator, wake: Stream, sleep: Stream
+    chain: Chain | PackedChain,
+    x_BD: Tensor,
+    estimator: Estimator,
+    wake: Stream,
+    sleep: Stream,
+    p_is_done: Callable[[], None],
 ) -> tuple[Tensor, Tensor]:
     """The same, to the bit, of a chain of sigmoid layers in compiled calls."""
     drawn = chain.draw(estimator.num_samples, wake)
@@ -87,6 +98,7 @@ def _add_by_chain(
     w_BK = weight_BK.to(x_BD.dtype)
     q_BK = _wake_weights(estimator, w_BK) if estimator.has_wake else None
     chain.add_sample_gradients(drawn, w_BK, q_BK, estimator.wake_weight(w_BK) * w_BK)
+    p_is_done()
     if estimator.has_sleep:
         num_dreams = len(x_BD) * estimator.num_dreams
         chain.add_dream_gradients(estimator.sleep_weight(x_BD.new_empty(num_dreams, 0)), sleep)

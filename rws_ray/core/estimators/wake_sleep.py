@@ -9,6 +9,8 @@ stationary point of the likelihood. It is Reweighted Wake-Sleep with K = 1 and n
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from rws_ray.core.estimators.rws import add_rws_gradients
@@ -24,7 +26,8 @@ def add_wake_sleep_gradients(
     wake: Stream,
     sleep: Stream,
     moments: InputMoments | None = None,
+    p_is_done: Callable[[], None] = lambda: None,
 ) -> StepInfo:
     """As add_rws_gradients at K = 1 and wake_mix 0; of the settings, `num_dreams` counts."""
     classic = estimator._replace(num_samples=1, wake_mix=0.0, control_variate=False)
-    return add_rws_gradients(machine, x_BD, classic, wake, sleep, moments)
+    return add_rws_gradients(machine, x_BD, classic, wake, sleep, moments, p_is_done)

@@ -24,7 +24,7 @@ from torch import Tensor
 from rws_ray.core.kernels import plain
 from rws_ray.core.streams import CounterStream, Stream
 
-FEWEST_WORDS = 2000
+FEWEST_WORDS = 10_000
 _kind: ContextVar[str] = ContextVar("kernels", default="fused")
 
 
