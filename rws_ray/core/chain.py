@@ -8,6 +8,7 @@ Suffixes: B batch, K samples per example, N = B K rows, D visible units.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -35,17 +36,22 @@ class Chain:
     """A machine with a batch of examples.
 
     Args:
-        machine: one for which `is_chain` holds; its parameters must have `.grad` tensors.
+        machine: a chain of sigmoid layers.
+        parameters: its own, in order; they must have `.grad` tensors.
         x_BD: examples, 0 and 1.
         words_x: the same as packed rows.
         moments: where given, the second moments of the layers' inputs are added to it with the gradients.
     """
 
     def __init__(
-        self, machine: HelmholtzMachine, x_BD: Tensor, words_x: np.ndarray, moments: InputMoments | None = None
+        self,
+        machine: HelmholtzMachine,
+        parameters: Sequence[Tensor],
+        x_BD: Tensor,
+        words_x: np.ndarray,
+        moments: InputMoments | None = None,
     ):
         self.widths = np.array([machine.dim, *machine.layers])
-        parameters = machine.parameters_in_order()
         self.parameters = np.array([each.data_ptr() for each in parameters])
         self.gradients = np.array([each.grad.data_ptr() for each in parameters if each.grad is not None])
         assert len(self.gradients) == len(self.parameters)
@@ -96,18 +102,19 @@ def chain_of(
     machine: HelmholtzMachine, x_BD: Tensor, *streams: Stream, moments: InputMoments | None = None
 ) -> Chain | None:
     """The machine as a chain; None where it is no such thing, or no such kernels are in use here."""
-    if not kernels.are_fused(x_BD, *machine.parameters()) or any(type(each) is not Stream for each in streams):
+    parameters = machine.parameters_in_order()
+    if not kernels.are_fused(x_BD, *parameters) or any(type(each) is not Stream for each in streams):
         return None
     is_alone = not machine.pack and all(len(each.generators) == 1 and each.places is None for each in streams)
     is_sigmoid = type(machine.prior) is BernoulliPrior and all(
         type(each) is SigmoidLayer for each in (*machine.p, *machine.q)
     )
-    is_whole = all(each.is_contiguous() and each.dim() <= 2 for each in machine.parameters())
+    is_whole = all(each.is_contiguous() and each.dim() <= 2 for each in parameters)
     if not (is_alone and is_sigmoid and is_whole):
         return None
     x_BD = x_BD.contiguous()
     words_x = _compiled().packed_rows(x_BD.numpy())
-    return None if words_x is None else Chain(machine, x_BD, words_x, moments)
+    return None if words_x is None else Chain(machine, parameters, x_BD, words_x, moments)
 
 
 def _raw(stream: Stream, rows: int, widths: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ p(x, h) = p(x|h1) p(h1|h2) … p(hL) and q(h|x) = q(h1|x) q(h2|h1) … q(hL|hL�
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -97,7 +98,12 @@ class HelmholtzMachine(nn.Module):
 
     def parameters_in_order(self) -> list[nn.Parameter]:
         """p's, data side first, the prior's, q's."""
-        return [parameter for layer in (*self.p, self.prior, *self.q) for parameter in layer.parameters()]
+        return list(self._in_order)
+
+    @functools.cached_property
+    def _in_order(self) -> tuple[nn.Parameter, ...]:
+        """Found once: an update asks for them, and torch's look through all modules takes as long as a product."""
+        return tuple(parameter for layer in (*self.p, self.prior, *self.q) for parameter in layer.parameters())
 
     # The two networks, layer by layer: what estimators and likelihoods are made of.
 

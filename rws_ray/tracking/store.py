@@ -245,15 +245,13 @@ def _database(uri: str) -> Path:
 def _create_database(database: Path, artifacts: Path) -> None:
     """Make the SQLite store, complete or not at all: the tables are made in another file, put in place by rename.
 
-    They are those of MLflow's migrations (tables.py). Creating them from its table definitions does not work: in 3.17
-    these differ from what the migrations make.
+    The tables come from MLflow's migrations (2 s, once). Creating them from its table definitions at once does not
+    work: in 3.17 these differ from what the migrations make.
     """
     if database.exists():
         _check_database(database)
         return
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    from rws_ray.tracking.tables import make_tables
 
     artifacts.mkdir(mode=0o700, parents=True, exist_ok=True)
     database.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -262,7 +260,6 @@ def _create_database(database: Path, artifacts: Path) -> None:
             return
         partial = database.with_name(database.name + ".partial")
         partial.unlink(missing_ok=True)
-        make_tables(partial)
         store = SqlAlchemyStore(_sqlite_uri(partial), artifacts.as_uri())
         store.engine.dispose()
         partial.chmod(0o600)

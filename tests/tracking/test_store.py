@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from rws_ray.errors import ConfigError, InfrastructureError
-from rws_ray.tracking import connect, is_empty, tables, tracking_uri
-from rws_ray.tracking.store import import_mlflow, plain_uri
+from rws_ray.tracking import connect, is_empty, tracking_uri
+from rws_ray.tracking.store import plain_uri
 
 
 def test_the_store_is_the_embedded_one_unless_the_variable_names_another(
@@ -87,26 +87,6 @@ def test_the_store_is_made_whole_and_private_also_after_a_killed_attempt_and_und
     assert not (home / "mlflow.db.partial").exists()
     assert (home / "mlflow.db").stat().st_mode & 0o777 == 0o600
     assert (home / "artifacts").stat().st_mode & 0o777 == 0o700
-
-
-def test_the_tables_that_come_with_the_package_are_those_of_mlflows_migrations() -> None:
-    def statements(script: str) -> list[list[str]]:
-        """Whose lines stand in their order but for constraints: these, and indices, the migrations make in any."""
-        each = (statement.replace(",\n", "\n").split("\n") for statement in script.split(";\n"))
-        return sorted(sorted(lines, key=lambda line: line if "CONSTRAINT" in line else "") for lines in each)
-
-    import_mlflow()
-    assert statements(tables.SCRIPT.read_text()) == statements(tables.migrated()), (
-        "python -m rws_ray.tracking.tables writes them anew"
-    )
-
-
-def test_under_another_mlflow_its_migrations_make_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(tables, "version", lambda name: "3.99")
-    tables.make_tables(tmp_path / "untouched.db")
-    assert not (tmp_path / "untouched.db").exists()
-    assert connect(tmp_path).client.search_experiments()[0].name == "Default"
 
 
 def test_a_file_that_is_no_database_is_an_infrastructure_error_at_once(
