@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> None:
         trained_on = trained_data(job, folder)
         data, binarize = trained_on["name"], binarize or trained_on["binarize"]
 
-    from rws_ray.cluster.scoring import load_model, score_rows
+    from rws_ray.cluster.scoring import load_model, score_models
     from rws_ray.data import open_split
     from rws_ray.training.estimation import distrust, star_metrics, summary
 
@@ -75,9 +75,9 @@ def main(arguments: list[str]) -> None:
         def told(done: int, total: int) -> None:
             progress.update(split.num_rows * done // total)
 
-        estimate = score_rows(
-            machine, split, asked.num_samples, asked.seed, asked.num_workers, with_khat=True, told=told
-        )
+        estimate = score_models(
+            [machine], split, asked.num_samples, asked.seed, asked.num_workers, with_khat=True, told=told
+        )[0]
     found = summary(estimate) | star_metrics(trained_by(job), machine, estimate)
     found |= {"model": asked.model, "data": split.name, "split": split.split}
     print(report(found, split.dim, time.perf_counter() - started))

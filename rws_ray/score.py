@@ -28,21 +28,21 @@ def main(arguments: list[str]) -> None:
         raise ConfigError(f"--out: {out} must end in .parquet and lie in a folder that exists.")
     folder = fetch_model(asked.model, home())
 
-    from rws_ray.cluster.scoring import load_model, score_rows
+    from rws_ray.cluster.scoring import load_model, score_models
     from rws_ray.data import open_split
     from rws_ray.training.estimation import summary
 
     split = open_split(asked.data, asked.split, asked.data_path, asked.binarize)
     machine = load_model(folder)
     with Progress(split.num_rows, unit="row") as progress:
-        estimate = score_rows(
-            machine,
+        estimate = score_models(
+            [machine],
             split,
             asked.num_samples,
             asked.seed,
             asked.num_workers,
             told=lambda done, total: progress.update(split.num_rows * done // total),
-        )
+        )[0]
     facts = {"model": asked.model, "data": asked.data, "seed": asked.seed, "sha256_raw": split.sha256}
     write_scores(out, estimate, facts)
     found = summary(estimate)

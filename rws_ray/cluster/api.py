@@ -20,7 +20,7 @@ import pyarrow as pa
 from rws_ray.cluster.ensemble import run_ensemble
 from rws_ray.cluster.jobs import PreparedJob, prepare, run_job
 from rws_ray.cluster.reports import Show
-from rws_ray.cluster.scoring import load_model, score_rows
+from rws_ray.cluster.scoring import load_model, score_models
 from rws_ray.cluster.telling import Teller
 from rws_ray.config import Job, check_keys, flatten, make_job, read_toml, unflatten
 from rws_ray.data import Split, make_split, open_split
@@ -98,7 +98,7 @@ def score(
         RwsError: what is wrong with the model or the rows, and how to mend it.
     """
     split = table if isinstance(table, Split) else _split(table)
-    estimate = score_rows(load_model(uri), split, num_samples, seed, num_workers)
+    estimate = score_models([load_model(uri)], split, num_samples, seed, num_workers)[0]
     return scores_table(estimate, {"model": str(uri), "data": split.name, "seed": seed, "sha256_raw": split.sha256})
 
 

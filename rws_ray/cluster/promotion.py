@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rws_ray.cluster.ledger import Trial
-from rws_ray.cluster.scoring import load_model, score_rows
+from rws_ray.cluster.scoring import load_model, score_models
 from rws_ray.config import Job
 from rws_ray.core.machine import HelmholtzMachine
 from rws_ray.data import Dataset, Split
@@ -66,7 +66,7 @@ def best_machine(place: str, job: Job, dataset: Dataset) -> tuple[HelmholtzMachi
 def winner_metrics(finalist: Finalist, dataset: Dataset, job: Job) -> dict[str, Any]:
     """The winner's estimate on the test data, as the metrics of a run."""
     machine, num_samples = finalist.machine, job.eval.final_num_samples
-    estimate = score_rows(machine, dataset.test, num_samples, ESTIMATE_SEED, with_khat=True)
+    estimate = score_models([machine], dataset.test, num_samples, ESTIMATE_SEED, with_khat=True)[0]
     return run_metrics(finalist.trial, machine, finalist.step, estimate, dataset, job) | {
         "valid_nll": finalist.nll,
         "valid_nll_stderr": standard_error(finalist.estimate.log_prob),
@@ -132,7 +132,7 @@ def _compare(tracking: Tracking, version: Version, candidate: Estimate, valid: S
         return {DECISION: "champion already: it is the first version of its name"}
     try:
         machine = load_model(champion.uri)
-        theirs = score_rows(machine, valid, candidate.num_samples, ESTIMATE_SEED)
+        theirs = score_models([machine], valid, candidate.num_samples, ESTIMATE_SEED)[0]
     except (ModelError, DataError, RunError) as error:
         return {CHALLENGED: champion.uri, DECISION: f"kept as candidate: the champion cannot be compared: {error}"}
     lead, stderr = paired_lead(candidate, theirs)

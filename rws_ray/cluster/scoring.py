@@ -49,29 +49,6 @@ def check_rows(machine: HelmholtzMachine, split: Split) -> None:
         raise DataError(f"{split.name} has {split.dim} units a row, the model {machine.dim}.")
 
 
-def score_rows(
-    machine: HelmholtzMachine,
-    split: Split,
-    num_samples: int,
-    seed: int = 0,
-    num_workers: int | None = None,
-    with_khat: bool = False,
-    told: Told = lambda done, total: None,
-) -> Estimate:
-    """Estimate log p(x) of every row of a split.
-
-    Args:
-        machine: the model.
-        split: binary rows of the model's width.
-        num_samples: K.
-        seed: of the random numbers, which are keyed by row.
-        num_workers: Ray tasks at a time; 0: this process; None: Ray where the work is worth its start.
-        with_khat: also fit Pareto's k̂ to each row's largest weights.
-        told: how many blocks are done, and how many there are.
-    """
-    return score_models([machine], split, num_samples, seed, num_workers, with_khat, told)[0]
-
-
 def score_models(
     machines: Sequence[HelmholtzMachine],
     split: Split,
@@ -81,7 +58,17 @@ def score_models(
     with_khat: bool = False,
     told: Told = lambda done, total: None,
 ) -> list[Estimate]:
-    """score_rows of several models, those of one shape as one computation; each result is the one that it has alone."""
+    """Estimate log p(x) of every row of a split under each model; each result is the one that it has alone.
+
+    Args:
+        machines: the models; those of one shape are one computation.
+        split: binary rows of the models' width.
+        num_samples: K.
+        seed: of the random numbers, which are keyed by row.
+        num_workers: Ray tasks at a time; 0: this process; None: Ray where the work is worth its start.
+        with_khat: also fit Pareto's k̂ to each row's largest weights.
+        told: how many blocks are done, and how many there are.
+    """
     for machine in machines:
         check_rows(machine, split)
     if num_workers is None:

@@ -16,7 +16,7 @@ from rws_ray.cluster.jobs import delivered, model_tags, numbers, run_tags
 from rws_ray.cluster.ledger import Ledger
 from rws_ray.cluster.present import present
 from rws_ray.cluster.promotion import FINALISTS, Finalist, decide, winner_metrics
-from rws_ray.cluster.scoring import score_models, score_rows
+from rws_ray.cluster.scoring import score_models
 from rws_ray.cluster.session import session
 from rws_ray.cluster.sweep import LEDGER_FILE, PreparedSweep, Show, Sweep
 from rws_ray.cluster.tuning import run_trials
@@ -168,7 +168,7 @@ def _decided(prepared: PreparedSweep, folder: RunFolder, result: dict[str, Any],
         try:
             version = deliver(folder.path, home()).model_uri.rpartition("/")[2]
             machine = HelmholtzMachine.load(folder.model)
-            estimate = score_rows(machine, valid, prepared.first.job.eval.final_num_samples, ESTIMATE_SEED)
+            estimate = score_models([machine], valid, prepared.first.job.eval.final_num_samples, ESTIMATE_SEED)[0]
             tracking = connect(home())
             decision = decide(tracking, find_version(tracking, name, int(version)), estimate, valid)
         except InfrastructureError as error:

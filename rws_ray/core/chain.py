@@ -105,7 +105,7 @@ def chain_of(
     parameters = machine.parameters_in_order()
     if not kernels.are_fused(x_BD, *parameters) or any(type(each) is not Stream for each in streams):
         return None
-    is_alone = not machine.pack and all(len(each.generators) == 1 and each.places is None for each in streams)
+    is_alone = not machine.pack and all(len(each.sources) == 1 and each.places is None for each in streams)
     is_sigmoid = type(machine.prior) is BernoulliPrior and all(
         type(each) is SigmoidLayer for each in (*machine.p, *machine.q)
     )
@@ -119,8 +119,8 @@ def chain_of(
 
 def _raw(stream: Stream, rows: int, widths: np.ndarray) -> np.ndarray:
     """What `Stream.raw` gives layer by layer, from one call: each layer's words begin at an even place."""
-    counts = rows * widths
-    return stream.raw((1, 1, int((counts + counts % 2).sum()))).view(-1).numpy()
+    words: np.ndarray = stream.words(rows, widths.tolist())[0].numpy()
+    return words
 
 
 @functools.cache

@@ -91,7 +91,9 @@ def estimate_likelihood(
         for point in points:
             if start < point <= start + size:
                 part = torch.logsumexp(logw_BK[:, : point - start], 1)
-                curve.append(torch.logaddexp(largest + total.log(), part) - math.log(point))
+                # Not logaddexp: on a CPU it computes the last few rows of a batch in another way than the rest.
+                so_far = torch.stack([largest + total.log(), part])
+                curve.append(torch.logsumexp(so_far, 0) - math.log(point))
         peak = torch.maximum(largest, logw_BK.amax(1))
         unit = torch.where(torch.isneginf(peak), torch.zeros_like(peak), peak)
         rescale = torch.exp(largest - unit)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 _24_BITS = 0xFFFFFF
 Draw = Callable[[tuple[int, ...], torch.Generator], Tensor]
+Source = torch.Generator | int
 
 
 def generator(seed: int, purpose: str, *counters: int | Tensor) -> torch.Generator:
@@ -36,7 +37,7 @@ def keyed(seed: int, purpose: str, *counters: int | Tensor, device: torch.device
     if isinstance(first, Tensor):
         return CounterStream(seed, purpose, first, *rest)
     if torch.device(device).type == "cpu":
-        return Stream(generator(seed, purpose, *counters))
+        return Stream(_hash(seed, purpose, *counters))
     return CounterStream(seed, purpose, torch.full((1,), first, device=device), *rest)
 
 
@@ -58,7 +59,7 @@ def joined(streams: Sequence[Stream], places: Sequence[int]) -> Stream:
     """One stream for the runs of a pack: each share of the batch has the numbers of the stream at its place."""
     if all(isinstance(each, CounterStream) for each in streams):
         return _JoinedStream(streams, places)
-    return Stream([generator for each in streams for generator in each.generators], places)
+    return Stream([source for each in streams for source in each.sources], places)
 
 
 def _hash(seed: int, purpose: str, *counters: int | Tensor) -> int:
@@ -73,14 +74,25 @@ class Stream:
     one for each machine of a pack (core.pack) a machine's do not depend on the others.
 
     Args:
-        generators: one, or several.
+        sources: generators, one or several; or the seeds of such, which begin when numbers are drawn.
         places: which generator each share of the batch has its numbers from (default: one after the other). Shares of
             one generator have the same numbers.
     """
 
-    def __init__(self, generators: torch.Generator | Sequence[torch.Generator], places: Sequence[int] | None = None):
-        self.generators = [generators] if isinstance(generators, torch.Generator) else list(generators)
-        self.places = None if places is None or list(places) == list(range(len(self.generators))) else list(places)
+    def __init__(self, sources: Source | Sequence[Source], places: Sequence[int] | None = None):
+        self.sources: list[Source] = list(sources) if isinstance(sources, Sequence) else [sources]
+        self.skipped = 0  # 64-bit draws that were made of seeds without their generators
+        self.places = None if places is None or list(places) == list(range(len(self.sources))) else list(places)
+
+    @property
+    def generators(self) -> list[torch.Generator]:
+        """The generators, where the stream has come to."""
+        found = [torch.Generator().manual_seed(each) if isinstance(each, int) else each for each in self.sources]
+        if self.skipped:
+            for each in found:
+                _raw((2 * self.skipped,), each)
+        self.sources, self.skipped = list(found), 0
+        return found
 
     def raw(self, shape: tuple[int, int, int]) -> Tensor:
         """Random int32 of shape (B, K, H), of which the low 24 bits are to be used."""
@@ -88,7 +100,15 @@ class Stream:
 
     def words(self, rows: int, widths: Sequence[int]) -> Tensor:
         """What `raw` gives layer by layer of these widths, each from an even place on: (G, …) int32 of G generators."""
+        from rws_ray.core import kernels  # these draw from streams themselves
+
         size = sum(_sizes(rows, widths))
+        seeds = [each for each in self.sources if isinstance(each, int)]
+        if len(seeds) == len(self.sources) and not self.skipped:
+            found = kernels.seeded_words(size, seeds)
+            if found is not None:
+                self.skipped = size // 2
+                return found
         return torch.stack([_raw((size,), each) for each in self.generators])
 
     def uniform(self, shape: tuple[int, int, int]) -> Tensor:
@@ -108,7 +128,7 @@ class Stream:
         return self._shared(shape, _normal, torch.float32)
 
     def _shared(self, shape: tuple[int, int, int], draw: Draw, dtype: torch.dtype) -> Tensor:
-        num_shares = len(self.generators if self.places is None else self.places)
+        num_shares = len(self.sources if self.places is None else self.places)
         if num_shares == 1:
             return draw(shape, self.generators[0])
         if not num_shares:

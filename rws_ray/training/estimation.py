@@ -50,25 +50,6 @@ def block_size(device: torch.device) -> int:
     return 500 if device.type == "cuda" else 20
 
 
-def estimate_split(
-    machine: HelmholtzMachine,
-    examples: Examples,
-    row_ids: Tensor,
-    num_samples: int,
-    seed: int,
-    group: Group,
-    with_khat: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Estimate:
-    """Estimate log p(x) of the given rows; every worker of the group gets all of it.
-
-    Args:
-        row_ids: (N,) places in the split; they key the random numbers too.
-        progress: told, on each worker alike, how many rounds of blocks are done and how many there are.
-    """
-    return estimate_splits([machine], examples, row_ids, num_samples, seed, group, with_khat, progress)[0]
-
-
 def estimate_splits(
     machines: Sequence[HelmholtzMachine],
     examples: Examples,
@@ -79,9 +60,14 @@ def estimate_splits(
     with_khat: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Estimate]:
-    """estimate_split of several machines, those of one shape as one computation with the same random numbers.
+    """Estimate log p(x) of the given rows under each machine; every worker of the group gets all of it.
 
-    On a CPU each has the bits of its own estimate (core.pack.estimate_likelihoods).
+    Machines of one shape are one computation with the same random numbers; on a CPU each has the bits of its own
+    estimate (core.pack.estimate_likelihoods).
+
+    Args:
+        row_ids: (N,) places in the split; they key the random numbers too.
+        progress: told, on each worker alike, how many rounds of blocks are done and how many there are.
     """
     num_points = len(curve_points(num_samples))
     tables = torch.zeros(len(machines), len(row_ids), num_points + 5, dtype=torch.float64)

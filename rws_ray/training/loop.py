@@ -26,7 +26,14 @@ from rws_ray.data import Dataset
 from rws_ray.errors import InfrastructureError, RunError
 from rws_ray.training.batches import Examples, independent_nll
 from rws_ray.training.checkpoint import FORMAT, Checkpoint, Store, check_format, newest_valid, pack, write_checkpoint
-from rws_ray.training.estimation import Estimate, estimate_split, standard_error, star_metrics, summary, validation_rows
+from rws_ray.training.estimation import (
+    Estimate,
+    estimate_splits,
+    standard_error,
+    star_metrics,
+    summary,
+    validation_rows,
+)
 from rws_ray.training.flat import FlatLayout
 from rws_ray.training.folder import check_same_job
 from rws_ray.training.initial import new_machine
@@ -272,10 +279,10 @@ class Fitter:
     def _report_epoch(self) -> None:
         job, progress, steps = self.job, self.progress, self.updater.epochs.steps
         before, lookout = time.perf_counter(), Lookout(self.group, self.store)
-        estimate, seconds = self.estimated or (estimate_split(
-            self.evaluated(self.updater.average), self.valid, self.valid_rows, job.eval.num_samples, ESTIMATE_SEED,
+        estimate, seconds = self.estimated or (estimate_splits(
+            [self.evaluated(self.updater.average)], self.valid, self.valid_rows, job.eval.num_samples, ESTIMATE_SEED,
             self.group, progress=lambda done, total: lookout.check(),
-        ), 0.0)  # fmt: skip
+        )[0], 0.0)  # fmt: skip
         self.estimated = None
         nll = -float(estimate.log_prob.mean())
         if nll < progress.best_nll:
@@ -308,10 +315,10 @@ class Fitter:
         """The best weights (by validation NLL) and their test NLL; every worker gets the same."""
         machine, lookout = self.evaluated(self.best), Lookout(self.group, self.store)
         test = Examples(self.dataset.test, self.group.device)
-        estimate = estimate_split(
-            machine, test, torch.arange(test.num_rows), self.job.eval.final_num_samples, ESTIMATE_SEED, self.group,
+        estimate = estimate_splits(
+            [machine], test, torch.arange(test.num_rows), self.job.eval.final_num_samples, ESTIMATE_SEED, self.group,
             with_khat=True, progress=lambda done, total: self._report_estimate(done, total, lookout),
-        )  # fmt: skip
+        )[0]  # fmt: skip
         steps, progress = self.updater.epochs.steps, self.progress
         metrics = (
             summary(estimate)

@@ -14,7 +14,7 @@ from rws_ray import tune
 from rws_ray.cluster import comparison
 from rws_ray.cluster.ledger import Trial
 from rws_ray.cluster.promotion import best_machine
-from rws_ray.cluster.scoring import score_rows
+from rws_ray.cluster.scoring import score_models
 from rws_ray.cluster.search import run_sweep
 from rws_ray.cluster.sweep import Sweep, prepare_sweep
 from rws_ray.estimators import ESTIMATORS
@@ -71,7 +71,7 @@ def test_all_estimators_are_tested_with_the_same_samples_and_ranked_with_paired_
         trial = sweep.ledger.trials[row["trial"]]
         stored = best_machine(str(sweep.trial_folder(trial.number).checkpoints), sweep.job(trial), sweep.dataset)
         assert stored is not None
-        logs.append(score_rows(stored[0], sweep.dataset.test, 10, ESTIMATE_SEED, num_workers=0).log_prob)
+        logs.append(score_models([stored[0]], sweep.dataset.test, 10, ESTIMATE_SEED, num_workers=0)[0].log_prob)
         assert row["test_nll"] == pytest.approx(-logs[-1].mean())
         journal = read_journal(sweep.trial_folder(trial.number).path)
         sent = [entry.record["values"] for entry in journal if entry.record["kind"] == "metrics"][-1]

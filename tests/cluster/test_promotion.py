@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rws_ray.cluster.promotion import CHALLENGED, DECISION, LEAD, decide, paired_lead
-from rws_ray.cluster.scoring import score_rows
+from rws_ray.cluster.scoring import score_models
 from rws_ray.core.machine import HelmholtzMachine
 from rws_ray.data.digits import load_digits
 from rws_ray.tracking import connect, find_version, log_model, rollback, version_tags
@@ -47,7 +47,7 @@ def register(store, tmp_path, model, key):
 
 
 def scored(model, valid):
-    return score_rows(model, valid, 10, num_workers=0)
+    return score_models([model], valid, 10, num_workers=0)[0]
 
 
 def test_the_lead_is_the_mean_of_paired_differences():

@@ -4,7 +4,8 @@ import pytest
 import scipy.stats
 import torch
 
-from rws_ray.core.streams import Stream, generator
+from rws_ray.core import kernels
+from rws_ray.core.streams import Stream, generator, joined, keyed
 
 KEY = (7, "wake", 12, 3)
 
@@ -109,3 +110,14 @@ def test_normal_numbers_are_standard_normal_and_follow_from_the_key_alone():
     assert not torch.equal(together[0], together[1])
     assert scipy.stats.kstest(together.flatten().numpy(), "norm").pvalue > 1e-4
     assert Stream([]).normal((0, 5, 4)).shape == (0, 5, 4)
+
+
+@pytest.mark.parametrize("kind", ["fused", "plain"])
+def test_words_of_a_packs_seeds_are_those_of_their_generators_and_so_is_what_follows(kind):
+    keys, places = [(0, "wake", 3), (7, "wake", 2**40), (1, "sleep", 1)], [0, 1, 2, 1]
+    with kernels.using(kind):
+        seeded = joined([keyed(*key) for key in keys], places)
+        begun = joined([Stream(generator(*key)) for key in keys], places)
+        for rows, widths in ((5, [3, 4]), (60, [40, 7]), (1, [1])):  # the first are made of seeds, the rest are not
+            assert torch.equal(seeded.words(rows, widths), begun.words(rows, widths))
+        assert torch.equal(seeded.raw((8, 2, 3)), begun.raw((8, 2, 3)))

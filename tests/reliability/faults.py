@@ -119,7 +119,7 @@ def install(rank: int = 0) -> None:
     around(os, "fsync", syncing)
     around(Store, "write", storing)
     around(loop, "write_checkpoint", lambda *_: None, "between steps")
-    around(loop, "estimate_split", lambda *_: None, "between steps")
+    around(loop, "estimate_splits", lambda *_: None, "between steps")
     around(estimation, "estimate_likelihoods", lambda *_: probe.note("evaluation"))
     around(loop.Fitter, "resume", lambda *_: probe.note("resume"), "between steps")
 

@@ -18,7 +18,6 @@ from rws_ray.training.batches import Examples
 from rws_ray.training.estimation import (
     block_size,
     distrust,
-    estimate_split,
     estimate_splits,
     pareto_khat,
     standard_error,
@@ -34,7 +33,7 @@ CPU = torch.device("cpu")
 def _estimate(group: Group, num_samples: int = 150):
     split = tiny_dataset(num_train=90).train
     machine = HelmholtzMachine(split.dim, [6, 4]).initialize(0, "glorot")
-    return estimate_split(machine, Examples(split, CPU), torch.arange(90), num_samples, 0, group, with_khat=True)
+    return estimate_splits([machine], Examples(split, CPU), torch.arange(90), num_samples, 0, group, with_khat=True)[0]
 
 
 def test_any_number_of_workers_gives_the_same_estimate():
@@ -50,7 +49,7 @@ def test_a_subset_of_rows_is_estimated_as_in_the_whole():
     split = tiny_dataset(num_train=90).train
     machine = HelmholtzMachine(split.dim, [6, 4]).initialize(0, "glorot")
     rows = torch.tensor([3, 50, 88])
-    part = estimate_split(machine, Examples(split, CPU), rows, 150, 0, Group())
+    part = estimate_splits([machine], Examples(split, CPU), rows, 150, 0, Group())[0]
     np.testing.assert_allclose(part.log_prob, whole.log_prob[rows], rtol=1e-6)
 
 
@@ -67,7 +66,7 @@ def test_models_that_are_estimated_together_have_the_bits_of_each_alone():
     )
     assert told == [(done, 5) for done in range(1, 6)]
     for machine, found in zip(several, together, strict=True):
-        alone = estimate_split(machine, rows, torch.arange(90), 150, 0, Group(), with_khat=True)
+        alone = estimate_splits([machine], rows, torch.arange(90), 150, 0, Group(), with_khat=True)[0]
         for one, other in zip(alone[1:], found[1:], strict=True):
             assert one.tobytes() == other.tobytes()
 
@@ -140,7 +139,7 @@ def test_the_nll_of_p_star_and_log_z_are_those_of_enumeration_where_an_estimator
     log_star = 2 * torch.logsumexp((machine.log_joint(x_ND, states) + log_q) / 2, 1)
     log_z = float(torch.logsumexp(log_star, 0)) / 2
     split = make_split(x_ND.numpy().astype(np.uint8), name="all", split="test", kind="binary")
-    estimate = estimate_split(machine, Examples(split, CPU), torch.arange(16), 2000, 0, Group())
+    estimate = estimate_splits([machine], Examples(split, CPU), torch.arange(16), 2000, 0, Group())[0]
     found = star_metrics("bihm", machine, estimate)
     assert abs(found["log_z"] - log_z) < 4 * found["log_z_stderr"] < 0.05
     assert found["star_nll"] == pytest.approx(float(2 * log_z - log_star.mean()), abs=8 * found["log_z_stderr"] + 0.01)

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import tiny_dataset, tiny_job
+from tiny import bits_of, tiny_job, tiny_updaters
 
 from rws_ray.core import kernels
 from rws_ray.core.streams import PaddedStream, keyed
-from rws_ray.training.batches import Examples
-from rws_ray.training.initial import new_machine
 from rws_ray.training.padded import PaddedStack, padded_together
-from rws_ray.training.reduction import Group
 from rws_ray.training.stack import family_of, padding
-from rws_ray.training.update import Updater
 
 OWN = [
     {"model__layers": [19, 6], "optim__lr": 0.5, "estimator__wake_mix": 0.0},
@@ -31,22 +27,10 @@ STEPS = {"natural": 52}  # past the second refresh of its preconditioner
 ROUNDING = 1e-5  # relative to the largest entry, of a gradient in float32 whose sums are made in another order
 
 
-def updaters(shape: dict, own: list[dict], kind: str = "binary") -> list[Updater]:
-    dataset = tiny_dataset(kind=kind)
-    examples = Examples(dataset.train, torch.device("cpu"))
-    jobs = [tiny_job(**shape, **each) for each in own]
-    assert len({family_of(job) for job in jobs}) == 1
-    return [Updater(job, new_machine(job, dataset, None), examples, Group()) for job in jobs]
-
-
-def bits(updater: Updater) -> list[bytes]:
-    return [value.contiguous().numpy().tobytes() for value in updater.tensors().values()]
-
-
 @pytest.mark.parametrize("name", SHAPES)
 def test_each_padded_run_has_the_bits_that_it_has_alone(name):
     kind = "gray8" if name == "grey" else "binary"
-    alone, together = updaters(SHAPES[name], OWN, kind), updaters(SHAPES[name], OWN, kind)
+    alone, together = tiny_updaters(SHAPES[name], OWN, kind), tiny_updaters(SHAPES[name], OWN, kind)
     assert len({padded_together(each) for each in together}) == 1
     stack = PaddedStack(together)
     steps = [0, 0, 2 * alone[0].epochs.steps, 0]  # runs may be at different epochs
@@ -54,14 +38,14 @@ def test_each_padded_run_has_the_bits_that_it_has_alone(name):
         assert stack.step(steps)
         for each, step in zip(alone, steps, strict=True):
             each.step(step)
-        assert [bits(each) for each in together] == [bits(each) for each in alone], steps
+        assert [bits_of(each) for each in together] == [bits_of(each) for each in alone], steps
         steps = [step + 1 for step in steps]
 
 
 @pytest.mark.parametrize("kind", ["plain", "fused"])
 def test_gradients_of_any_widths_agree_up_to_rounding(kind):
     own = [{"model__layers": [widths, 5]} for widths in (15, 31, 40)]
-    alone, together = updaters({}, own), updaters({}, own)
+    alone, together = tiny_updaters({}, own), tiny_updaters({}, own)
     assert len({padded_together(each) for each in together}) == 3  # not to the bit
     with kernels.using(kind):
         stack = PaddedStack(together)
@@ -77,7 +61,7 @@ def test_gradients_of_any_widths_agree_up_to_rounding(kind):
 
 
 def test_dead_units_are_never_on_and_their_weights_stay_as_they_were():
-    runs = updaters({}, OWN)
+    runs = tiny_updaters({}, OWN)
     stack = PaddedStack(runs)
     before = stack.theta.clone()
     for step in range(5):
@@ -100,19 +84,6 @@ def test_padded_runs_draw_what_they_draw_alone_and_nothing_turns_a_dead_unit_on(
                 alone.raw((2, 2, (3, 5)[seed]))  # the layer before
             assert torch.equal(each[..., :own], alone.raw((2, 2, own)))
             assert (each[..., own:] & 0xFFFFFF == 0xFFFFFF).all()
-
-
-def test_where_a_padded_run_is_not_finite_nothing_is_changed():
-    runs = updaters({"optim__name": "sgd"}, OWN)
-    stack = PaddedStack(runs)
-    stack.step([0] * len(runs))
-    before = [bits(each) for each in runs]
-    good = runs[2].theta[5].clone()
-    runs[2].theta[5] = float("nan")
-    assert not stack.step([1] * len(runs))
-    runs[2].theta[5] = good
-    assert [bits(each) for each in runs] == before
-    assert stack.step([1] * len(runs))
 
 
 def test_padding_is_the_share_of_products_that_is_added():

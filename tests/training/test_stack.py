@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import torch
-from tiny import tiny_dataset, tiny_job
+from tiny import bits_of, tiny_job, tiny_updaters
 
-from rws_ray.training.batches import Examples
-from rws_ray.training.initial import new_machine
-from rws_ray.training.reduction import Group
+from rws_ray.training.padded import PaddedStack
 from rws_ray.training.stack import Stack, can_stack, phase, shape_of
-from rws_ray.training.update import Updater
 
 STEPS = {"natural": 52}  # past the second refresh of its preconditioner
 OWN = [
@@ -30,34 +26,20 @@ SHAPES = {
 }
 
 
-def updaters(shape: dict, own: list[dict], kind: str = "binary") -> list[Updater]:
-    dataset = tiny_dataset(kind=kind, shape=(3, 4))
-    examples = Examples(dataset.train, torch.device("cpu"))
-    jobs = [tiny_job(**shape, **each) for each in own]
-    assert len({shape_of(job) for job in jobs}) == 1
-    return [Updater(job, new_machine(job, dataset, None), examples, Group()) for job in jobs]
-
-
-def bits(updater: Updater) -> list[bytes]:
-    return [
-        value.clone(memory_format=torch.contiguous_format).numpy().tobytes() for value in updater.tensors().values()
-    ]
-
-
 @pytest.mark.parametrize("name", SHAPES)
 def test_each_run_of_a_stack_has_the_bits_that_it_has_alone(name):
     kind = "gray8" if name == "grey" else "binary"
-    alone, together = updaters(SHAPES[name], OWN, kind), updaters(SHAPES[name], OWN, kind)
+    alone, together = tiny_updaters(SHAPES[name], OWN, kind), tiny_updaters(SHAPES[name], OWN, kind)
     stack = Stack(together)
     for step in range(STEPS.get(name, 12)):
         assert stack.step([step] * len(OWN))
         for each in alone:
             each.step(step)
-        assert [bits(each) for each in together] == [bits(each) for each in alone], step
+        assert [bits_of(each) for each in together] == [bits_of(each) for each in alone], step
 
 
 def test_runs_come_and_go_and_take_their_steps_at_different_epochs():
-    alone, together = updaters({}, OWN), updaters({}, OWN)
+    alone, together = tiny_updaters({}, OWN), tiny_updaters({}, OWN)
     steps_per_epoch = alone[0].epochs.steps
     late = [0, 0, 2 * steps_per_epoch, steps_per_epoch, 0]
     for each, pair in zip(late, zip(alone, together, strict=True), strict=True):
@@ -72,19 +54,22 @@ def test_runs_come_and_go_and_take_their_steps_at_different_epochs():
             for number in members:
                 alone[number].step(late[number])
                 late[number] += 1
-    assert [bits(each) for each in together] == [bits(each) for each in alone]
+    assert [bits_of(each) for each in together] == [bits_of(each) for each in alone]
 
 
-def test_where_a_run_is_not_finite_nothing_is_changed():
-    runs = updaters({"optim__name": "sgd"}, OWN)
-    stack = Stack(runs)
+@pytest.mark.parametrize("kind", [Stack, PaddedStack])
+def test_where_a_run_is_not_finite_nothing_is_changed(kind):
+    widths = [[19, 6], [30, 11], [16, 14], [23, 1], [20, 9]] if kind is PaddedStack else [[6, 4]] * len(OWN)
+    own = [each | {"model__layers": layers} for each, layers in zip(OWN, widths, strict=True)]
+    runs = tiny_updaters({"optim__name": "sgd"}, own)
+    stack = kind(runs)
     stack.step([0] * len(runs))
-    before = [bits(each) for each in runs]
+    before = [bits_of(each) for each in runs]
     good = runs[2].theta[5].clone()
     runs[2].theta[5] = float("nan")
     assert not stack.step([1] * len(runs))
     runs[2].theta[5] = good
-    assert [bits(each) for each in runs] == before
+    assert [bits_of(each) for each in runs] == before
     assert stack.step([1] * len(runs))
 
 

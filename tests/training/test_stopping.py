@@ -26,7 +26,7 @@ def kept(record: Record) -> tuple[Any, ...]:
 def stopped_and_gone_on(store: Store, moment: str) -> tuple[list[int], list[tuple[Any, ...]], Any]:
     """Stop at a moment, go on: the checkpoints at the stop, all reports, and the bits at the end."""
     told: list[Record] = []
-    estimate, step = loop.estimate_split, Fitter.take_step
+    estimate, step = loop.estimate_splits, Fitter.take_step
 
     def at_the_second_estimate(*arguments: Any, **options: Any) -> Any:
         if len(told) == 2:  # the start, and the first epoch
@@ -40,7 +40,7 @@ def stopped_and_gone_on(store: Store, moment: str) -> tuple[list[int], list[tupl
 
     with pytest.MonkeyPatch.context() as patch:
         if moment == "estimate":
-            patch.setattr(loop, "estimate_split", at_the_second_estimate)
+            patch.setattr(loop, "estimate_splits", at_the_second_estimate)
         else:
             patch.setattr(Fitter, "take_step", at_the_seventh_step)
         patch.setattr("rws_ray.training.stopping.LOCAL_SECONDS", 0.0)  # looks at each step

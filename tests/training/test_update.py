@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny import tiny_dataset, tiny_job
 
+from rws_ray.core import kernels
 from rws_ray.core.estimators import Estimator, add_rws_gradients
 from rws_ray.core.machine import HelmholtzMachine
 from rws_ray.core.streams import Stream, generator
@@ -18,6 +19,7 @@ from rws_ray.training.reduction import Group
 from rws_ray.training.update import Updater, training_num_samples
 
 CPU = torch.device("cpu")
+KINDS = pytest.mark.parametrize("kind", ["fused", "plain"])
 
 
 def updater(**changes: object) -> Updater:
@@ -76,7 +78,8 @@ def layout() -> FlatLayout:
     return FlatLayout(HelmholtzMachine(5, [4, 3]).initialize(0, "glorot"))
 
 
-def test_adam_moves_as_torchs_adam():
+@KINDS
+def test_adam_moves_as_torchs_adam(kind):
     flat = layout()
     theta = torch.randn(flat.num_parameters, generator=torch.Generator().manual_seed(0))
     twin = torch.nn.Parameter(theta.clone())
@@ -85,11 +88,13 @@ def test_adam_moves_as_torchs_adam():
         gradient = torch.randn(len(theta), generator=torch.Generator().manual_seed(step + 1))
         twin.grad = gradient.clone()
         theirs.step()
-        ours.update(theta, gradient, Rates(0.01, 0.01, *corrections(step)))
+        with kernels.using(kind):
+            ours.update(theta, gradient, Rates(0.01, 0.01, *corrections(step)))
     torch.testing.assert_close(theta, twin.detach(), rtol=1e-5, atol=1e-6)
 
 
-def test_momentum_is_the_references_on_sums():
+@KINDS
+def test_momentum_is_the_references_on_sums(kind):
     """science: d ← 0.95 d + 0.05 · lr_sum · Σ g equals ours with lr = B · lr_sum on the mean gradient."""
     flat = layout()
     theta = torch.zeros(flat.num_parameters)
@@ -99,11 +104,13 @@ def test_momentum_is_the_references_on_sums():
         mean = torch.randn(len(theta), generator=torch.Generator().manual_seed(step))
         velocity = 0.95 * velocity + 0.05 * (1e-3 * (100 * mean))
         reference -= velocity
-        ours.update(theta, mean.clone(), Rates(0.1, 0.1))
+        with kernels.using(kind):
+            ours.update(theta, mean.clone(), Rates(0.1, 0.1))
     torch.testing.assert_close(theta, reference)
 
 
-def test_natural_preconditions_each_layer_by_its_input_moment():
+@KINDS
+def test_natural_preconditions_each_layer_by_its_input_moment(kind):
     flat, damping = layout(), 0.3
     theta = torch.zeros(flat.num_parameters)
     draws = torch.Generator().manual_seed(0)
@@ -120,7 +127,8 @@ def test_natural_preconditions_each_layer_by_its_input_moment():
     ours = Natural(flat, theta, damping)
     ours.add_moments(moments, 1.0)
     ours.refresh(is_first=True)
-    ours.update(theta, gradient.clone(), Rates(1.0, 1.0))
+    with kernels.using(kind):
+        ours.update(theta, gradient.clone(), Rates(1.0, 1.0))
     torch.testing.assert_close(theta, -0.05 * expected, rtol=1e-4, atol=1e-6)
 
 
@@ -205,6 +213,17 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_update():
     with pytest.raises(RunError, match="step 0 is not finite"):
         made.step(0)
     torch.testing.assert_close(made.theta, before, rtol=0, atol=0, equal_nan=True)
+
+
+@KINDS
+@pytest.mark.parametrize("kind_of_optimizer", [Adam, Momentum])
+def test_the_average_goes_its_share_of_the_way_to_the_moved_weights(kind, kind_of_optimizer):
+    flat = layout()
+    theta, average, gradient = torch.randn(3, flat.num_parameters, generator=torch.Generator().manual_seed(0))
+    before = average.clone()
+    with kernels.using(kind):
+        kind_of_optimizer(flat, theta).update(theta, gradient, Rates(0.1, 0.1, average=0.25), average)
+    torch.testing.assert_close(average, before + 0.25 * (theta - before))
 
 
 def test_the_average_follows_the_weights():

@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from rws_ray.config import Job, make_job, unflatten
 from rws_ray.data import Dataset, Kind, make_split, write_split
+from rws_ray.training.batches import Examples
 from rws_ray.training.checkpoint import STATE, TENSORS, folder_name, open_store
+from rws_ray.training.initial import new_machine
 from rws_ray.training.loop import Outcome, fit
 from rws_ray.training.reduction import Group
+from rws_ray.training.stack import family_of
+from rws_ray.training.update import Updater
 
 TINY = {
     "name": "tiny",
@@ -76,3 +81,19 @@ def run_bits(group: Group, job: Job, dataset: Dataset, folder: Path) -> tuple[by
     progress = json.loads(store.read(f"{newest}/{STATE}"))["progress"]
     del progress["seconds"]
     return (*bits(outcome), store.read(f"{newest}/{TENSORS}"), json.dumps(progress).encode())
+
+
+def tiny_updaters(shape: dict[str, Any], own: list[dict[str, Any]], kind: str = "binary") -> list[Updater]:
+    """Runs of one family on the tiny set: the keys that they share, and each one's own."""
+    dataset = tiny_dataset(kind=kind, shape=(3, 4))
+    examples = Examples(dataset.train, torch.device("cpu"))
+    jobs = [tiny_job(**shape, **each) for each in own]
+    assert len({family_of(job) for job in jobs}) == 1
+    return [Updater(job, new_machine(job, dataset, None), examples, Group()) for job in jobs]
+
+
+def bits_of(updater: Updater) -> list[bytes]:
+    """All that its checkpoint would hold."""
+    return [
+        value.clone(memory_format=torch.contiguous_format).numpy().tobytes() for value in updater.tensors().values()
+    ]

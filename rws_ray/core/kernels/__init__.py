@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -24,7 +24,7 @@ from torch import Tensor
 from rws_ray.core.kernels import plain
 from rws_ray.core.streams import CounterStream, Stream
 
-FEWEST_WORDS = 2000
+FEWEST_WORDS = 10_000
 _kind: ContextVar[str] = ContextVar("kernels", default="fused")
 
 
@@ -56,6 +56,12 @@ def words(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """A generator's next words, int32; few of them are not worth a compiled call."""
     is_fused = _kind.get() == "fused" and generator.device.type == "cpu" and math.prod(shape) >= FEWEST_WORDS
     return (_fused() if is_fused else plain).words(shape, generator)
+
+
+def seeded_words(count: int, seeds: Sequence[int]) -> Tensor | None:
+    """The first words of each seed's engine, (G, count) int32; None where no compiled kernel makes them."""
+    words: Tensor | None = _fused().seeded_words(count, seeds) if _kind.get() == "fused" else None
+    return words
 
 
 def draw(logits_BKO: Tensor, num_samples: int, stream: Stream) -> tuple[Tensor, Tensor]:

@@ -68,7 +68,7 @@ def add_gradient(
         _add_product(weight_grad, inputs.reshape(N, -1), residual_NO)
 
 
-words = twister.words
+words, seeded_words = twister.words, twister.seeded_words
 add_observed_gradient = plain.add_observed_gradient  # for none: `observe` keeps all logits here
 
 

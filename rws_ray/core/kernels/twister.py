@@ -6,6 +6,7 @@ The numbers, and the state that they leave, are those of `Tensor.random_`, which
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from rws_ray.core.kernels.jit import compiled, inlined
 SIZE, LAG = 624, 397
 _UPPER, _LOWER, _TWIST = np.uint32(1 << 31), np.uint32((1 << 31) - 1), np.uint32(0x9908B0DF)
 _MASK_1, _MASK_2 = np.uint32(0x9D2C5680), np.uint32(0xEFC60000)
+_SPREAD = np.uint32(1812433253)
 _ONE, _32 = np.uint32(1), np.uint64(32)
 # What torch.Generator.get_state gives: the seed, how many words are left and where the next one is, and the words.
 _STATE = np.dtype([("seed", "<u8"), ("left", "<i4"), ("seeded", "<i4"), ("next", "<u8"), ("words", "<u8", SIZE)])
@@ -74,6 +76,25 @@ def fill(state, place, out_64):  # type: ignore[no-untyped-def]
         place, done = place + count, done + count
     _join(out_64)
     return place
+
+
+@compiled("void(uint32[::1], uint64[:, ::1])")
+def fill_seeded(seeds_G, out_64_G):  # type: ignore[no-untyped-def]
+    """Fill each row with the first draws of the engine of its seed."""
+    state = np.empty(SIZE, np.uint32)
+    for g in range(len(seeds_G)):
+        state[0] = seeds_G[g]
+        for i in range(1, SIZE):
+            before = state[i - 1]
+            state[i] = np.uint32(np.uint32(_SPREAD * np.uint32(before ^ (before >> np.uint32(30)))) + np.uint32(i))
+        fill(state, SIZE, out_64_G[g])
+
+
+def seeded_words(count: int, seeds: Sequence[int]) -> Tensor:
+    """As kernels.seeded_words, for an even count."""
+    out_64 = np.empty((len(seeds), count // 2), np.uint64)
+    fill_seeded(np.array([seed & 0xFFFFFFFF for seed in seeds], np.uint32), out_64)
+    return torch.from_numpy(out_64.view(np.int32))
 
 
 def words(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
