@@ -27,7 +27,7 @@ from rws_ray.training.reduction import Group
 from rws_ray.training.stack import can_stack, family_of, padding, shape_of
 
 LARGEST = 32  # trials of a pack, where search.pack is auto: more gain nothing (benchmarks.packed)
-MOST_PADDING = 0.25  # products that padding may add: less than packs of eight save (benchmarks.packed --steps)
+MOST_PADDING = 0.25  # products that padding may add: less than packs of two save (benchmarks.packed --steps)
 LARGEST_TPE = 4  # of a search whose proposals follow from results
 WAIT_SECONDS = 1.0
 MAX_FAILURES = 3  # restarts of a trial whose process died

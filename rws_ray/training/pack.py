@@ -27,8 +27,9 @@ from rws_ray.training.reduction import Group
 from rws_ray.training.stack import Stack, can_stack, phase
 from rws_ray.training.update import Updater
 
-# Runs whose updates are faster as one than in turn, by benchmarks.packed --steps: of one shape, and padded.
-FEWEST, FEWEST_PADDED = 3, 8
+# By benchmarks.packed --steps two runs are faster as one than in turn, padded or not; so many of one shape are about as
+# fast by themselves as among padded ones.
+FEWEST, FEWEST_ALIKE = 2, 4
 Event = tuple[int, dict[str, Any]]
 
 
@@ -146,12 +147,14 @@ class Pack:
                 member.due = REPORT
 
     def _parts(self, numbers: list[int]) -> list[list[int]]:
-        """Runs whose updates can be one computation each; where they are many, those of other widths are padded."""
+        """Runs whose updates can be one computation each; those of shapes that few of them have are padded."""
         updaters = {number: self.members[number].fitter.updater for number in numbers}
         found = []
         for part in _grouped(numbers, lambda number: padded_together(updaters[number])):
             shapes = _grouped(part, lambda number: tuple(updaters[number].job.model.layers))
-            found += shapes if len(part) < FEWEST_PADDED else [part]
+            found += [shape for shape in shapes if len(shape) >= FEWEST_ALIKE]
+            few = [number for shape in shapes if len(shape) < FEWEST_ALIKE for number in shape]
+            found += [few] if few else []
         return found
 
     def _stack(self, updaters: list[Updater], before: list[Stack]) -> Stack | None:

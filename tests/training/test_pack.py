@@ -13,7 +13,9 @@ from rws_ray.config import Job
 from rws_ray.training.checkpoint import STATE, TENSORS, folder_name, open_store
 from rws_ray.training.loop import fit
 from rws_ray.training.pack import Pack
+from rws_ray.training.padded import PaddedStack
 from rws_ray.training.reduction import Group
+from rws_ray.training.stack import Stack
 
 OWN: list[dict[str, Any]] = [
     {"optim__lr": 0.5, "optim__patience": 1},
@@ -57,8 +59,7 @@ def drive(pack: Pack, told: Told, times: int = 1000) -> None:
     [{}, {"estimator__name": "vimco", "optim__lr_q": 0.1}, {"model__layers": [[6, 4], [9, 4], [6, 3], [30, 8]]}],
     ids=["stacked", "in turn", "padded"],
 )
-def test_each_run_of_a_pack_ends_as_it_does_alone(shape, tmp_path, monkeypatch):
-    monkeypatch.setattr("rws_ray.training.pack.FEWEST_PADDED", 3)
+def test_each_run_of_a_pack_ends_as_it_does_alone(shape, tmp_path):
     widths = shape.get("model__layers")
     jobs = [
         tiny_job(**shape | own | ({"model__layers": widths[number]} if widths else {}))
@@ -77,6 +78,15 @@ def test_each_run_of_a_pack_ends_as_it_does_alone(shape, tmp_path, monkeypatch):
         assert essence(told[number]) == essence(records)
         assert told[number][-1] == {"kind": "end"}
         assert ends(tmp_path / f"pack-{number}") == ends(tmp_path / f"alone-{number}")
+
+
+def test_runs_of_a_shape_that_many_have_are_one_computation_and_those_of_others_are_padded_together(tmp_path):
+    pack = Pack(tiny_dataset(), Group())
+    for number, widths in enumerate([[6, 4]] * 4 + [[6, 3], [9, 4], [9, 4]]):
+        pack.add(number, tiny_job(model__layers=widths, seed=number), str(tmp_path / f"pack-{number}"))
+    pack.advance()
+    kinds = [(type(stack), [updater.job.seed for updater in stack.updaters]) for stack in pack.stacks]
+    assert kinds == [(Stack, [0, 1, 2, 3]), (PaddedStack, [4, 5, 6])]
 
 
 def test_what_a_kill_left_goes_on_from_its_checkpoints_with_the_same_bits(tmp_path):
