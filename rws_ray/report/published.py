@@ -50,7 +50,7 @@ EXPERIMENTS = (
     Experiment(
         "test_samples",
         "The number of test samples",
-        ("jobs/paper/test_samples.toml", "jobs/paper/headline_smooth.toml"),
+        ("jobs/paper/test_samples.toml", "jobs/paper/headline_tuned.toml", "jobs/paper/headline_smooth.toml"),
         "test samples",
     ),
     Experiment(

@@ -15,8 +15,6 @@ from torch import Tensor
 from rws_ray.core.estimators import InputMoments
 from rws_ray.core.machine import HelmholtzMachine
 
-MOST_BOUND = 16  # vectors whose views are kept
-
 
 class FlatLayout:
     """Where each parameter and each input moment of a machine lies in a flat vector.
@@ -43,7 +41,6 @@ class FlatLayout:
         self.num_summed = self.num_parameters + num_sums
         self.length = self.num_summed + sum(size * size for size in self.moment_sizes)
         self.map_slices, self.others = self._places()
-        self._bound: dict[int, list[Tensor]] = {}  # views of gradients' vectors, by where those lie
 
     def _places(self) -> tuple[list[slice], list[slice]]:
         """Where each linear map lies in a vector, weights then bias; and where the other parameters lie."""
@@ -74,13 +71,8 @@ class FlatLayout:
             parameter.data = view
 
     def bind_gradients(self, vector: Tensor) -> None:
-        """Make each parameter's `.grad` a view of the vector; updates have the same few vectors again and again."""
-        place = vector.data_ptr()
-        if place not in self._bound:
-            if len(self._bound) == MOST_BOUND:
-                self._bound.clear()
-            self._bound[place] = self.views(vector)  # they keep the memory, so that nothing else can lie there
-        for parameter, view in zip(self.parameters, self._bound[place], strict=True):
+        """Make each parameter's `.grad` a view of the vector."""
+        for parameter, view in zip(self.parameters, self.views(vector), strict=True):
             parameter.grad = view
 
     def views(self, vector: Tensor) -> list[Tensor]:
