@@ -180,11 +180,18 @@ def answering(uri: str) -> Iterator[None]:
         status = error.get_http_status_code()
         if refusal := _refusal(uri, str(error)):
             raise InfrastructureError(refusal) from error
-        if status >= 500 or status in (401, 403, 429):
+        if status >= 500 or status in (401, 403, 429) or _is_cut_off(error):
             raise InfrastructureError(_away(uri, str(error))) from error
         raise RunError(f"MLflow at {plain_uri(uri)} refused: {_one_line(str(error))}") from error
     except (OSError, SQLAlchemyError) as error:
         raise InfrastructureError(_away(uri, str(error))) from error
+
+
+def _is_cut_off(error: BaseException | None) -> bool:
+    """Whether a lost connection is behind it, which MLflow's client tells of some requests as a wrong parameter."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _away(uri: str, reason: str) -> str:

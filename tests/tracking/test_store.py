@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from rws_ray.errors import ConfigError, InfrastructureError
+from rws_ray.errors import ConfigError, InfrastructureError, RunError
 from rws_ray.tracking import connect, is_empty, tracking_uri
-from rws_ray.tracking.store import plain_uri
+from rws_ray.tracking.store import answering, plain_uri
 
 
 def test_the_store_is_the_embedded_one_unless_the_variable_names_another(
@@ -118,3 +118,18 @@ def test_two_processes_that_make_the_store_at_once_both_find_it_whole(
 def test_importing_the_room_loads_neither_mlflow_nor_torch() -> None:
     program = "import sys, rws_ray.tracking; print({'mlflow', 'torch'} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", program]) == b"set()\n"
+
+
+def test_a_lost_connection_is_no_refusal_whatever_mlflow_makes_of_it() -> None:
+    from mlflow.exceptions import MlflowException
+
+    def refuse(lost: bool) -> None:
+        try:
+            raise ConnectionError("aborted") if lost else ValueError("no such model")
+        except Exception as error:
+            raise MlflowException.invalid_parameter_value("Failed to get logged model") from error
+
+    with pytest.raises(InfrastructureError), answering("http://127.0.0.1:1"):
+        refuse(lost=True)
+    with pytest.raises(RunError), answering("http://127.0.0.1:1"):
+        refuse(lost=False)
